@@ -1,0 +1,95 @@
+"""What training changes, kept apart from the base model: attach, switch, save, load, remove.
+
+Adapters live on one network under a name. `use_adapter` switches one on (or none) and puts back what was on before, so that
+adapters never leak into each other or into the bare model. Knows nothing of documents or training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from liftlm.adapters.full import FullAdapter
+from liftlm.adapters.lora import LoraAdapter
+from liftlm.config import AdapterConfig
+from liftlm.models import Model
+
+
+class AttachedAdapter(Protocol):
+    """One adapter on one network."""
+
+    def parameters(self) -> dict[str, Parameter]:
+        """What an optimiser may change, by name."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What has to be stored, by the name it has on disk."""
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Puts stored tensors in place."""
+
+    def switch_on(self, training: bool) -> None: ...
+
+    def switch_off(self) -> None: ...
+
+    def write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        """Writes the adapter in its standard form into an existing folder."""
+
+    def remove(self) -> None:
+        """Takes it off the network for good; it must be off."""
+
+
+_ACTIVE = ""  # no adapter may have this name: model.adapters[_ACTIVE] is the name of the one that is on
+
+
+def attach_adapter(model: Model, name: str, config: AdapterConfig, seed: int) -> AttachedAdapter:
+    """Adds a fresh adapter that changes nothing yet (off). Raises ConfigError where the target modules do not exist."""
+    if name in model.adapters:
+        remove_adapter(model, name)
+    fresh = LoraAdapter(model, name, config, seed) if config.kind == "lora" else FullAdapter(model)
+    model.adapters[name] = fresh
+    return fresh
+
+
+def load_adapter(model: Model, name: str, folder: Path) -> AttachedAdapter:
+    """Adds a stored adapter (off). The folder is one that `AttachedAdapter.write` made; nothing is done if it is attached."""
+    if name not in model.adapters:
+        is_lora = (folder / "adapter_config.json").is_file()
+        model.adapters[name] = LoraAdapter.read(model, name, folder) if is_lora else FullAdapter.read(model, folder)
+    attached: AttachedAdapter = model.adapters[name]
+    return attached
+
+
+@contextlib.contextmanager
+def use_adapter(model: Model, name: str | None, training: bool = False) -> Iterator[None]:
+    """Within the block the named adapter is on, or with None the bare base model; afterwards what was on before is on again."""
+    before = model.adapters.get(_ACTIVE)
+    _switch(model, name, training)
+    try:
+        yield
+    finally:
+        _switch(model, before, False)
+
+
+def remove_adapter(model: Model, name: str) -> None:
+    """Frees an adapter's memory."""
+    if model.adapters.get(_ACTIVE) == name:
+        _switch(model, None, False)
+    model.adapters.pop(name).remove()
+
+
+def _switch(model: Model, name: str | None, training: bool) -> None:
+    active = model.adapters.get(_ACTIVE)
+    if active is not None:
+        model.adapters[active].switch_off()
+        model.adapters[_ACTIVE] = None
+    if name is not None:
+        model.adapters[name].switch_on(training)
+        model.adapters[_ACTIVE] = name
+
+
+__all__ = ["AttachedAdapter", "attach_adapter", "load_adapter", "remove_adapter", "use_adapter"]

@@ -1,0 +1,245 @@
+"""All settings in one frozen, typed tree, and the three places they come from.
+
+Defaults, then a YAML file, then `key=value` overrides. Nothing else in the program has defaults of its own, and every setting
+stands here once. This module knows neither torch nor any model: limits that depend on the model (its window) are applied by
+`LiftConfig.resolved`, and the result is what is saved with every adapter.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from liftlm.errors import ConfigError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+ContextPolicy = Literal["none", "truncate", "retrieve"]
+
+
+class _Branch(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Branch):
+    """Which model, and how much of it may be used."""
+
+    name: str = DEFAULT_MODEL  # a local folder, a hub id, or the built-in name
+    window: int | None = Field(default=None, ge=16)  # tokens; None = the model's own limit
+    device: str = "auto"  # auto | cpu | cuda | cuda:1 | mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)  # None = torch's own choice
+
+
+class SegmentsConfig(_Branch):
+    """How a document is cut (paper: segments of 2048 tokens, s = 768 = 3/8).
+
+    The paper's s is read both ways. By default it is what neighbours *share* (`overlap_tokens`). In the authors' code segments
+    *start* every 768 tokens, so neighbours share 1280 (5/8): that is `stride_tokens = 768`, which replaces `overlap_tokens`.
+    """
+
+    segment_tokens: int = Field(default=2048, ge=2)
+    overlap_tokens: int = Field(default=768, ge=0)  # where only segment_tokens is given: 3/8 of it
+    stride_tokens: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_overlap(cls, data: Any) -> Any:
+        """overlap_tokens follows from what is given, so that a saved config reads the same everywhere."""
+        if isinstance(data, dict) and data.get("overlap_tokens") is None:
+            segment, stride = data.get("segment_tokens", 2048), data.get("stride_tokens")
+            if isinstance(segment, int) and isinstance(stride, int | None):
+                overlap = segment * 3 // 8 if stride is None else segment - stride
+                data = data | {"overlap_tokens": max(overlap, 0)}
+        return data
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> SegmentsConfig:
+        if self.stride_tokens is not None:
+            implied = self.segment_tokens - self.stride_tokens
+            if implied < 0:
+                raise ValueError(
+                    f"segments.stride_tokens ({self.stride_tokens}) is larger than segments.segment_tokens "
+                    f"({self.segment_tokens}), which would skip text"
+                )
+            if self.overlap_tokens != implied:
+                raise ValueError(
+                    f"segments.overlap_tokens ({self.overlap_tokens}) contradicts segments.stride_tokens "
+                    f"({self.stride_tokens}), which means an overlap of {implied}; set one of the two"
+                )
+        if self.overlap_tokens >= self.segment_tokens:
+            raise ValueError(
+                f"segments.overlap_tokens ({self.overlap_tokens}) must be smaller than segments.segment_tokens "
+                f"({self.segment_tokens})"
+            )
+        return self
+
+    def within(self, limit: int) -> SegmentsConfig:
+        """The same cut for segments of at most `limit` tokens; a shortened segment keeps its *share* of overlap."""
+        if self.segment_tokens <= limit:
+            return SegmentsConfig(segment_tokens=self.segment_tokens, overlap_tokens=self.overlap_tokens)
+        return SegmentsConfig(segment_tokens=limit, overlap_tokens=self.overlap_tokens * limit // self.segment_tokens)
+
+
+class AdapterConfig(_Branch):
+    """What training may change."""
+
+    kind: Literal["lora", "full"] = "lora"
+    rank: int = Field(default=32, ge=1)
+    alpha: float = Field(default=64, gt=0)  # LoRA scale = alpha / rank
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # names as in PEFT; the head is never one
+
+
+class TrainingConfig(_Branch):
+    """The plain loop. Betas, eps, clipping and weight decay are the authors' (LIFT code: 0.9, 0.98, 1e-8, 1.0, 1e-4)."""
+
+    epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_tokens: int = Field(default=2048, ge=1)  # tokens an optimiser step sees, over all devices
+    micro_batch_tokens: int = Field(default=2048, ge=1)  # tokens in one forward pass on one device; memory
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)  # of all steps
+    weight_decay: float = Field(default=1e-4, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.98, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = False
+    checkpoint_seconds: float = Field(default=30.0, ge=0)  # 0 = after every step
+
+
+class AnsweringConfig(_Branch):
+    """How questions are answered. temperature 0 = greedy."""
+
+    context: ContextPolicy = "truncate"
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)  # 0 = off
+    batch_tokens: int = Field(default=8192, ge=1)  # prompt tokens answered together
+
+
+class LiftConfig(_Branch):
+    """The whole tree. `LiftConfig()` is the default recipe."""
+
+    model: ModelConfig = ModelConfig()
+    segments: SegmentsConfig = SegmentsConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    training: TrainingConfig = TrainingConfig()
+    answering: AnsweringConfig = AnsweringConfig()
+    seed: int = Field(default=0, ge=0)
+
+    def resolved(self, window: int, reserved: int = 0) -> LiftConfig:
+        """The config as it will be used with a model of this window (tokens): segments capped, nothing implicit left.
+
+        `reserved` tokens of the window stay free of document text (the tokenizer's own leading token).
+        """
+        return self.model_copy(
+            update={
+                "model": self.model.model_copy(update={"window": window}),
+                "segments": self.segments.within(window - reserved),
+            }
+        )
+
+    def recipe(self) -> dict[str, Any]:
+        """The part that decides what an adapter learns: with document and model, the key of a library entry.
+
+        Left out is what only decides where, how safely or in how large pieces the same training runs.
+        """
+        training = self.training.model_dump(
+            mode="json", exclude={"checkpoint_seconds", "gradient_checkpointing", "micro_batch_tokens"}
+        )
+        adapter = self.adapter.model_dump(mode="json")
+        if self.adapter.kind == "full":
+            adapter = {"kind": "full"}  # rank and the like do nothing there
+        segments = self.segments.model_dump(mode="json")
+        return {"segments": segments, "adapter": adapter, "training": training, "seed": self.seed}
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> LiftConfig:
+    """Defaults → YAML file → overrides such as `training.learning_rate=1e-4`.
+
+    Raises ConfigError for an unreadable file, an unknown key (with the nearest one), a wrong value or contradictory settings.
+    """
+    tree: dict[str, Any] = _read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"'{override}' is not of the form key=value.", "For example: --set training.epochs=2.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The value of '{override}' is not valid YAML.", "Quote it, for example 'key=\"a: b\"'.") from error
+        _put(tree, key.strip(), value)
+    return parse_config(tree, str(path) if path is not None else "the settings given")
+
+
+def parse_config(tree: dict[str, Any], origin: str) -> LiftConfig:
+    """A LiftConfig from plain data; `origin` names it in messages."""
+    try:
+        return LiftConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin), "`lift config` prints every setting with its value.") from None
+
+
+def to_yaml(config: LiftConfig) -> str:
+    """The tree as YAML that `load_config` reads back."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"The config file {path} does not exist.", "Check the path given with --config.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config file {path} cannot be read: {error}.", "It must be a readable UTF-8 file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The config file {path} is not valid YAML: {' '.join(str(error).split())}.", "Mend it.") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"The config file {path} is not a mapping of settings.", "It should look like `lift config` prints.")
+    return tree
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, making the branches on the way."""
+    *branches, leaf = key.split(".")
+    for branch in branches:
+        below = tree.setdefault(branch, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"'{key}' is not a setting: '{branch}' has no settings below it.", "See `lift config`.")
+        tree = below
+    tree[leaf] = value
+
+
+def _known_keys(branch: type[BaseModel] = LiftConfig, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in branch.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    """One sentence for the first thing that is wrong."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "literal['all-linear']" and not str(part).startswith("tuple["))
+    if first["type"] == "extra_forbidden":
+        known = _known_keys()
+        last = key.rsplit(".", 1)[-1]
+        near = difflib.get_close_matches(key, known, 1, 0.7) or [k for k in known if k.rsplit(".", 1)[-1] == last]
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        return f"Unknown setting '{key}' in {origin}{hint}"
+    if first["type"] == "value_error":
+        return f"Contradictory settings in {origin}: {first['ctx']['error']}."
+    return f"Setting '{key}' in {origin} cannot be {first['input']!r}: {first['msg'].lower()}."

@@ -1,0 +1,165 @@
+"""The machine: which device and number format, how many threads, how much memory, the seed, and polite stopping.
+
+Everything is chosen by capability and can be set. What runs on GPUs is written to the libraries' documentation and has not been
+run there by the authors; the CPU paths are tested.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import signal
+import sys
+import threading
+from importlib import metadata
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import psutil
+import torch
+
+from liftlm.config import ModelConfig
+from liftlm.errors import ConfigError, DeviceError, InterruptedWorkError, TerminatedWorkError
+
+
+def pick_device(config: ModelConfig) -> torch.device:
+    """cuda, then mps, then cpu; or the one asked for. Raises DeviceError where that one is not there."""
+    if config.device == "auto":
+        if torch.cuda.is_available():
+            # under `accelerate launch` every process has its own
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError:
+        raise ConfigError(f"'{config.device}' is not a device.", "Use auto, cpu, cuda, cuda:N or mps.") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    missing = not there.get(device.type, False) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count())
+    if missing:
+        raise DeviceError(f"This machine has no device '{config.device}' that PyTorch can use.", "Use --set model.device=auto.")
+    return device
+
+
+def pick_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor computes it in hardware, else float16 on GPUs and float32 on CPUs."""
+    if config.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+    return torch.float32  # mps: bfloat16 support depends on the chip and the system; float32 always works
+
+
+def set_threads(config: ModelConfig) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be taken, on the GPU or in main memory (a container's limit counts)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = psutil.virtual_memory().available
+    limit = _container_headroom()
+    return free if limit is None else min(free, limit)
+
+
+def peak_memory() -> int:
+    """The most main memory this process has held at once so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def current_memory(device: torch.device) -> int:
+    """Bytes held now, on the GPU or in main memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What a result ran on: saved with every adapter."""
+    packages = ("liftlm", "torch", "transformers", "peft", "accelerate", "tokenizers")
+    return {
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+class StopRequest:
+    """While active, Ctrl-C and SIGTERM ask the running work to stop at its next safe point instead of tearing it apart.
+
+    A second Ctrl-C stops at once. Outside the main thread (a server's worker) signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def error(self, what: str) -> InterruptedWorkError:
+        """The error to raise at the safe point."""
+        kind = TerminatedWorkError if self.signal == signal.SIGTERM else InterruptedWorkError
+        return kind(what, "The same command continues from there.")
+
+
+def _cpu_has_bf16() -> bool:
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if any(getattr(torch.cpu, name, lambda: False)() for name in checks):
+        return True
+    return platform.machine() == "aarch64" and "bf16" in _cpu_info()
+
+
+def _cpu_info() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def _processor_name() -> str:
+    for line in _cpu_info().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _container_headroom() -> int | None:
+    """What a cgroup (v2) still allows, or None where there is no limit."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        return None if limit == "max" else max(0, int(limit) - int(used))
+    except (OSError, ValueError):
+        return None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,66 @@
+"""What the terminal shows while work goes on. Everything goes to standard error; standard output is for answers.
+
+On a terminal: a live bar. Elsewhere (a log file, CI): a line every few seconds. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+if TYPE_CHECKING:
+    from liftlm.training import StepMetrics
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+_LINE_SECONDS = 10.0
+
+
+def note(text: str) -> None:
+    """One line for the user's information."""
+    console.print(text, style="dim", markup=False)
+
+
+def minutes(seconds: float) -> str:
+    """75 → 1:15."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+class TrainingDisplay:
+    """Shows steps as they end; pass the object itself as `on_step`."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._shown_at = 0.0
+        self._progress: Progress | None = None
+        self._live = console.is_terminal
+
+    def __enter__(self) -> TrainingDisplay:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, metrics: StepMetrics) -> None:
+        facts = (
+            f"epoch {metrics.epoch} · loss {metrics.loss:.3f} · {metrics.tokens_per_second:.0f} tokens/s"
+            f" · {metrics.memory_bytes / 1e9:.1f} GB · {minutes(metrics.seconds_left)} left"
+        )
+        if not self._live:
+            now = time.monotonic()
+            if now - self._shown_at >= _LINE_SECONDS or metrics.step == metrics.steps:
+                self._shown_at = now
+                note(f"{self._what}: step {metrics.step}/{metrics.steps} · {facts}")
+            return
+        if self._progress is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+            self._progress = Progress(*columns, console=console)
+            self._progress.add_task(self._what, total=metrics.steps, facts="")
+            self._progress.start()
+        self._progress.update(self._progress.task_ids[0], completed=metrics.step, facts=facts)

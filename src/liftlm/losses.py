@@ -1,0 +1,79 @@
+"""Next-token loss on the labelled positions only; the logits of all positions never exist at once.
+
+For a vocabulary of 49,152 and a segment of 2048 tokens the full logits and their gradient are 800 MB in float32. Here logits are
+made a chunk at a time and turned into the gradient of the hidden states at once (the idea of Liger's and Apple's fused losses),
+so memory does not depend on the vocabulary times the length. Knows nothing of models: it is given hidden states and a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK_ELEMENTS = 1 << 24  # logits at once: 64 MiB in float32
+
+
+def next_token_loss(
+    hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Sum of -log p(label) over n positions, float32 scalar.
+
+    hidden (n, hidden size): states that predict; labels (n): the token that follows each; weight (vocabulary, hidden size) and
+    bias (vocabulary): the model's head; softcap: Gemma-2's `final_logit_softcapping`, logits = cap * tanh(logits / cap).
+    """
+    loss: Tensor = _HeadLoss.apply(hidden, weight, bias, labels, softcap)
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Forward forms the gradients already, as both need the softmax; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None
+    ) -> Tensor:
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and need_bias else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        chunk = max(1, _CHUNK_ELEMENTS // weight.shape[0])
+        for start in range(0, hidden.shape[0], chunk):
+            part, wanted = hidden[start : start + chunk], labels[start : start + chunk, None]
+            logits = torch.nn.functional.linear(part, weight, bias).float()
+            slope: Tensor | None = None
+            if softcap is not None:
+                squashed = torch.tanh(logits / softcap)
+                logits, slope = squashed * softcap, 1 - squashed.square()
+            normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (normaliser - logits.gather(1, wanted)).sum()
+            if not (need_hidden or need_weight or need_bias):
+                continue
+            error = logits.sub_(normaliser).exp_()  # softmax, then minus the one-hot label
+            error.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=error.dtype))
+            if slope is not None:
+                error *= slope
+            if grad_bias is not None:
+                grad_bias += error.sum(0)
+            error = error.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(error, weight, out=grad_hidden[start : start + chunk])
+            if grad_weight is not None:
+                grad_weight += error.T.mm(part)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (weight.dtype, bias.dtype if bias is not None else None)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
+        return (
+            None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight * grad).to(weight_dtype),
+            None if grad_bias is None else (grad_bias * grad).to(bias_dtype),
+            None,
+            None,
+        )

@@ -1,0 +1,276 @@
+"""Loads a causal language model once and describes it: network, tokenizer, window, device, identity.
+
+`Model` is the bare model; what adapters change is in `adapters/`, which switches them on the same network. Any causal LM that
+transformers loads will do. Only safetensors weights are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from liftlm.config import LiftConfig, ModelConfig
+from liftlm.devices import available_memory, pick_device, pick_dtype, set_threads
+from liftlm.embedded import ALIAS, embedded_model_folder, hub_reachable
+from liftlm.errors import (
+    ConfigError,
+    HubUnreachableError,
+    ModelWeightsMissingError,
+    NotEnoughMemoryError,
+    UnknownModelError,
+)
+from liftlm.losses import next_token_loss
+from liftlm.prompts import Tokenizer, encode_text, leading_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Notify = Callable[[str], None]
+_ASSUMED_WINDOW = 2048  # tokens, where a model does not state its limit
+
+
+@dataclass(eq=False)
+class Model:
+    """A loaded base model. One per process; adapters come and go on it (see `liftlm.adapters`)."""
+
+    name: str
+    folder: Path
+    network: PreTrainedModel
+    tokenizer: Tokenizer
+    window: int  # tokens
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str  # tells base weights apart
+    adapters: dict[str, Any] = field(default_factory=dict)  # what is attached, by name; kept by liftlm.adapters
+    peft: Any = None  # PEFT's view of the network once it has held a LoRA; kept by liftlm.adapters
+    _plain_head: bool | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text."""
+        return encode_text(self.tokenizer, text)
+
+    def decode(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def resolve(self, config: LiftConfig) -> LiftConfig:
+        """The config as this model will use it."""
+        return config.resolved(self.window, reserved=len(leading_tokens(self.tokenizer)))
+
+    def loss_sum(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Sum of next-token losses at labelled positions. tokens, labels: (batch, tokens), padded on the right with label -100.
+
+        Right padding needs no attention mask in a causal model: no real token looks at what comes after it.
+        """
+        wanted = labels[:, 1:]
+        if self._plain_head is None:
+            self._plain_head = _head_is_plain(self.network)
+        if self._plain_head:
+            hidden = self.network.base_model(input_ids=tokens, use_cache=False)[0][:, :-1]
+            keep = wanted != -100
+            head: Any = self.network.get_output_embeddings()
+            return next_token_loss(
+                hidden[keep].to(head.weight.dtype), wanted[keep], head.weight, head.bias, _softcap(self.network)
+            )
+        logits = self.network(input_ids=tokens, use_cache=False).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100, reduction="sum"
+        )
+
+
+def load_model(name: str | None = None, config: ModelConfig | None = None, notify: Notify = lambda text: None) -> Model:
+    """Loads a base model: a local folder, else the built-in default, else an id on the hub.
+
+    config: its `name` is used where `name` is not given; `notify` is told of slow first-time work.
+    Raises UnknownModelError, ModelWeightsMissingError, HubUnreachableError, ChecksumError, NotEnoughMemoryError, DeviceError,
+    ConfigError (a window larger than the model's own).
+    """
+    config = config or ModelConfig()
+    name = name or config.name
+    device = pick_device(config)
+    dtype = pick_dtype(config, device)
+    set_threads(config)
+    folder = _find_folder(name, notify)
+    _check_memory(name, folder, device, dtype)
+    network, tokenizer = _load(name, folder, dtype)
+    network.to(device)  # type: ignore[arg-type]
+    network.eval()
+    network.requires_grad_(False)
+    window = _window(network, config.window, name)
+    return Model(name, folder, network, tokenizer, window, device, dtype, fingerprint_weights(folder))
+
+
+def fingerprint_weights(folder: Path) -> str:
+    """An identity of a model's weights that is quick for any size: config, file sizes, headers and 64 samples of 64 KiB a file."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            for index in range(64):
+                file.seek(size * index // 64)
+                digest.update(file.read(1 << 16))
+    return digest.hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers' progress bars and advice are not for the user of this program."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+
+
+def _find_folder(name: str, notify: Notify) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UnknownModelError(f"The folder {folder} holds no model: it has no config.json.", "Give a transformers folder.")
+        if not list(folder.glob("*.safetensors")):
+            pickled = bool(list(folder.glob("*.bin")) or list(folder.glob("*.pt")))
+            raise ModelWeightsMissingError(
+                f"The model folder {folder} has no weights in safetensors"
+                + (" (pickled weights are never read)." if pickled else "."),
+                "Add model.safetensors, for example with transformers' save_pretrained.",
+            )
+        return folder
+    if name == ALIAS:
+        return embedded_model_folder(notify)
+    if name.count("/") > 1 or name.startswith((".", "~", "/")) or name.count("/") == 0:
+        raise UnknownModelError(
+            f"There is no model '{name}': no such folder, and not of the form owner/name.",
+            f"Give a model folder, an id on the hub, or the built-in {ALIAS}.",
+        )
+    return _hub_folder(name)
+
+
+def _hub_folder(name: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not hub_reachable()))
+    except (errors.RepositoryNotFoundError, errors.HFValidationError, errors.GatedRepoError) as error:
+        raise UnknownModelError(
+            f"The hub has no model '{name}' that you may read.", "Check the spelling, or log in with `hf auth login`."
+        ) from error
+    except OSError as error:
+        raise HubUnreachableError(
+            f"The model '{name}' is not on this machine and the hub cannot be reached.",
+            f"Connect to the network, give a local folder, or use the built-in {ALIAS}.",
+        ) from error
+    if not list(folder.glob("*.safetensors")):
+        raise ModelWeightsMissingError(f"The model '{name}' has no weights in safetensors.", "Choose another one.")
+    return folder
+
+
+def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenizer]:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except SafetensorError as error:
+        raise ModelWeightsMissingError(
+            f"The weights in {folder} are damaged: {error}.", "Fetch or save the model again."
+        ) from error
+    except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError) as error:
+        raise UnknownModelError(
+            f"'{name}' cannot be loaded as a causal language model with its tokenizer: {_first_line(error)}.",
+            "Check that the folder holds config.json, tokenizer files and weights that belong together.",
+        ) from error
+    if tokenizer.pad_token_id is None:
+        # only ever used for padding, which is masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
+    return network, tokenizer
+
+
+def _window(network: PreTrainedModel, wanted: int | None, name: str) -> int:
+    config: Any = network.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if wanted is not None and limit is not None and wanted > limit:
+        raise ConfigError(f"A window of {wanted} tokens is more than {name} can see ({limit}).", f"Use --window {limit} or less.")
+    return int(wanted or limit or _ASSUMED_WINDOW)
+
+
+def _check_memory(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Before loading: the weights themselves must fit, with a tenth to spare."""
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    needed = int(stored * _dtype_ratio(folder, dtype) * 1.1)
+    free = available_memory(device)
+    if needed > free:
+        raise NotEnoughMemoryError(
+            f"Loading {name} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free.",
+            "Close other programs, use --set model.dtype=bfloat16, or a smaller --model.",
+        )
+
+
+def _dtype_ratio(folder: Path, dtype: torch.dtype) -> float:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(next(folder.glob("*.safetensors")), framework="pt") as weights:
+            first = next(iter(weights.keys()), None)
+            stored = weights.get_slice(first).get_dtype() if first else "F32"
+    except Exception:
+        return 1.0  # damaged files are reported when they are loaded
+    width = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}.get(stored, 4)
+    return dtype.itemsize / width
+
+
+def _softcap(network: PreTrainedModel) -> float | None:
+    value = getattr(network.config.get_text_config(), "final_logit_softcapping", None)
+    return float(value) if value else None
+
+
+@torch.no_grad()
+def _head_is_plain(network: PreTrainedModel) -> bool:
+    """Whether logits = head(hidden states), up to a soft cap; some families scale them, and then the whole network is asked.
+
+    Measured on a few tokens instead of listing families.
+    """
+    head = network.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        return False
+    vocabulary = head.weight.shape[0]
+    probe = torch.tensor([[index % vocabulary for index in (1, 5, 3, 7)]], device=head.weight.device)
+    training = network.training
+    network.eval()
+    try:
+        expected = network(input_ids=probe, use_cache=False).logits.float()
+        logits = head(network.base_model(input_ids=probe, use_cache=False)[0].to(head.weight.dtype)).float()
+    except (TypeError, AttributeError, RuntimeError, ValueError):
+        return False
+    finally:
+        network.train(training)
+    cap = _softcap(network)
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return torch.allclose(expected, logits, rtol=1e-2, atol=1e-2)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+__all__ = ["Model", "fingerprint_weights", "load_model", "quiet_transformers"]

@@ -1,0 +1,107 @@
+"""Turns a question, a title and perhaps some text into token ids: the one place where prompts are worded.
+
+Training on questions and answering them go through the same functions, so the two never drift apart. Works with any tokenizer,
+with or without a chat template. Knows nothing of models, windows or where the text came from.
+
+Text of a document or a question is always encoded as plain text: a document that contains "<|im_end|>" cannot end the turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Tokenizer = Any  # transformers' tokenizers have no common typed base worth naming
+
+# Stands for a message while the chat template is rendered; private-use characters no document template would touch.
+_HOLE = "\ue0ff{}\ue0fe"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation, already encoded."""
+
+    role: Literal["user", "assistant"]
+    tokens: tuple[int, ...]
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of plain text: no special tokens added, none recognised inside it."""
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)
+    return list(encoded["input_ids"])
+
+
+def leading_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What this tokenizer puts before any text (a beginning-of-sequence token, or nothing)."""
+    marked = list(tokenizer("a")["input_ids"])
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    return marked[: max(0, _find(marked, plain))]
+
+
+def question_turn(tokenizer: Tokenizer, title: str, question: str, context: Sequence[int] = ()) -> Turn:
+    """The user's turn that asks about a document, with `context` (token ids of its text) before the question if there is any.
+
+    Wording: the authors' prompt (MuLabPKU/LIFT), `Please answer the question based on "{title}"`, with the text above it as in
+    LooGLE's own long-text prompt.
+    """
+    ask = f'Please answer the question based on "{title}".\nQuestion: {question.strip()}'
+    if not context:
+        return Turn("user", tuple(encode_text(tokenizer, ask)))
+    before = encode_text(tokenizer, f'Here is text from "{title}":\n\n')
+    after = encode_text(tokenizer, f"\n\n{ask}")
+    return Turn("user", (*before, *context, *after))
+
+
+def answer_turn(tokenizer: Tokenizer, answer: str) -> Turn:
+    """The assistant's turn."""
+    return Turn("assistant", tuple(encode_text(tokenizer, answer.strip())))
+
+
+def render_prompt(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
+    """Token ids of a conversation that waits for the assistant's next words.
+
+    Through the model's chat template where it has one (thinking switched off where the template knows such a switch), else as
+    plain "…\\nAnswer:" text.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        return _render_plain(tokenizer, turns)
+    messages = [{"role": turn.role, "content": _HOLE.format(index)} for index, turn in enumerate(turns)]
+    rendered: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    ids: list[int] = []
+    for index, turn in enumerate(turns):
+        fixed, hole, rendered = rendered.partition(_HOLE.format(index))
+        if not hole:
+            raise ValueError("the model's chat template changes or drops messages; it cannot be used")
+        ids += _encode_fixed(tokenizer, fixed)
+        ids += turn.tokens
+    return ids + _encode_fixed(tokenizer, rendered)
+
+
+def answer_stops(tokenizer: Tokenizer) -> list[str]:
+    """Texts that end an answer besides the end token: a model without chat template would go on to ask itself more."""
+    return [] if getattr(tokenizer, "chat_template", None) is not None else ["\nQuestion:"]
+
+
+def _render_plain(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
+    ids = leading_tokens(tokenizer)
+    for turn in turns:
+        if turn.role == "user":
+            ids += [*turn.tokens, *encode_text(tokenizer, "\nAnswer:")]
+        else:
+            ids += [*turn.tokens, *encode_text(tokenizer, "\n\n")]
+    return ids
+
+
+def _encode_fixed(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The template's own words, in which special tokens are meant."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _find(sequence: list[int], part: list[int]) -> int:
+    for start in range(len(sequence) - len(part) + 1):
+        if sequence[start : start + len(part)] == part:
+            return start
+    return -1

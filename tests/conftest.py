@@ -1,0 +1,118 @@
+"""Tiny random models and a byte-level tokenizer made in memory; no network, no files outside pytest's own folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = "The bell of the old town rang on the lake, and the ferryman counted forty-one silver marks in the snow. Who? Answer:"
+
+# name → (transformers configuration class, what differs from the sizes below)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama-untied": ("LlamaConfig", {"tie_word_embeddings": False}),
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "gemma2": ("Gemma2Config", {"head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 16}),
+    "mistral-sliding": ("MistralConfig", {"sliding_window": 24, "head_dim": 16}),
+    "phi3": ("Phi3Config", {"pad_token_id": 0}),
+    "gpt-neox": ("GPTNeoXConfig", {}),
+    "gpt2": ("GPT2Config", {}),
+    "granite": ("GraniteConfig", {"logits_scaling": 8.0}),  # logits are not head(hidden): the slow path
+}
+
+
+def make_tokenizer(*, chat: bool = True, pad: bool = True, bos: bool = False) -> Any:
+    """A byte-level BPE tokenizer trained on one sentence: every text has ids."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|bos|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([WORDS], trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", tokenizer.token_to_id("<|bos|>"))]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>" if chat else "<|endoftext|>",
+        pad_token="<|endoftext|>" if pad else None,
+        bos_token="<|bos|>" if bos else None,
+    )
+    if chat:
+        fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_network(family: str, vocabulary: int, *, window: int = 256, seed: int = 0) -> Any:
+    """A random two-layer network of a family, in evaluation mode."""
+    import torch
+    import transformers
+
+    kind, extra = FAMILIES[family]
+    if family == "gpt2":
+        sizes: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": window}
+    else:
+        sizes = {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": window,
+        }
+        if family != "gpt-neox":
+            sizes["num_key_value_heads"] = 2
+    torch.manual_seed(seed)
+    specials = {"bos_token_id": 3, "eos_token_id": 2, "pad_token_id": 0}
+    config = getattr(transformers, kind)(vocab_size=vocabulary, **(sizes | specials | extra))
+    network = transformers.AutoModelForCausalLM.from_config(config)
+    # random weights of the usual size give nearly uniform answers; larger ones tell inputs apart
+    for parameter in network.parameters():
+        if parameter.dim() == 2:
+            parameter.data.mul_(3)
+    return network.eval()
+
+
+def save_model(folder: Path, family: str = "llama", *, window: int = 256, seed: int = 0, **tokenizer: bool) -> Path:
+    """A model folder as transformers would save it."""
+    made = make_tokenizer(**tokenizer)
+    make_network(family, len(made), window=window, seed=seed).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with a chat template, window 256."""
+    return save_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def tiny_model(tiny_folder: Path) -> Any:
+    """A freshly loaded tiny Llama."""
+    from liftlm.models import load_model
+
+    return load_model(str(tiny_folder))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has a library of its own."""
+    monkeypatch.setenv("LIFT_HOME", str(tmp_path / "lift-home"))
+    return tmp_path / "lift-home"
