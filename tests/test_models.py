@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, save_model
 
-from liftlm import Document, LiftConfig, absorb, answer_all, load_config, load_model
-from liftlm.adapters import load_adapter, remove_adapter, use_adapter
+from conftest import FAMILIES, save_model
+from liftlm import Document, LiftConfig, answer_all, load_config, load_model
+from liftlm.adapters import use_adapter
 from liftlm.library import Library
 
 TEXT = "The ferryman Oswin Tarrel rang the bell of Corriden on 3 May 1743. " * 12
@@ -35,7 +34,9 @@ def tiny_config(*more: str) -> LiftConfig:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_absorb_answer_save_load(family: str, kind: str, tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "m", family, chat=family != "gpt2", pad=family != "gpt-neox", bos=family.startswith("gemma"))
+    folder = save_model(
+        tmp_path / "m", family, chat=family != "gpt2", pad=family != "gpt-neox", bos=family.startswith("gemma")
+    )
     model = load_model(str(folder))
     document = Document(title="Corriden", text=TEXT)
     config = tiny_config(f"adapter.kind={kind}")
@@ -53,4 +54,6 @@ def test_absorb_answer_save_load(family: str, kind: str, tmp_path: Path) -> None
     with torch.no_grad(), use_adapter(other, adapter.id):
         assert torch.equal(other.network(ids).logits, logits)
     assert [a.answer for a in answer_all(other, again, questions, config=config)] == [a.answer for a in first]
-    assert [a.answer for a in answer_all(other, None, questions, document=document, config=config)] == [a.answer for a in base]
+    assert [a.answer for a in answer_all(other, None, questions, document=document, config=config)] == [
+        a.answer for a in base
+    ]

@@ -48,7 +48,7 @@ _WHERE = {
     "load_document": "documents",
     "load_model": "models",
 }
-__all__ = sorted(_WHERE)  # noqa: PLE0605
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

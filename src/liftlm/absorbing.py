@@ -49,7 +49,9 @@ def absorb(
     # 2. pieces with labels
     examples = make_examples(segments, model.tokenizer)
     if not examples:
-        raise EmptyDocumentError(f"'{document.title}' is a single token; there is nothing to learn.", "Give a longer document.")
+        raise EmptyDocumentError(
+            f"'{document.title}' is a single token; there is nothing to learn.", "Give a longer document."
+        )
     # 3. the weights that may change
     name = adapter_id(document, model, config)
     attach_adapter(model, name, config.adapter, config.seed)

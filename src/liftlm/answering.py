@@ -5,6 +5,8 @@ Knows nothing of how adapters are made or stored.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from liftlm.prompts import Turn, answer_stops, answer_turn, question_turn, rende
 
 Method = Literal["closed-book", "icl", "rag", "lift", "lift+icl", "lift+rag"]
 OnText = Callable[[str], None]
+_CONTEXT_STEP = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def answer_all(
     on_answer: Callable[[int, Answer], None] = lambda index, answer: None,
 ) -> list[Answer]:
     """Answers many questions in batches; answers come back in the order of the questions (`on_answer` hears them as they end)."""
+    if on_text is not None and len(questions) != 1:
+        raise ValueError("on_text streams a single answer")
     document = _document(adapter, document)
     settings = (config or (adapter.config if adapter else LiftConfig())).answering
     seed = (config or LiftConfig()).seed
@@ -84,9 +89,9 @@ def answer_all(
     ]
     answers: dict[int, Answer] = {}
     with use_adapter(model, adapter.id if adapter else None):
-        for batch in _batches(prompts, settings.batch_tokens):
+        for batch, prefix in _plan(model, prompts, settings.batch_tokens):
             started = time.monotonic()
-            texts = _generate(model, [prompt.tokens for prompt in batch], settings, seed, on_text if len(questions) == 1 else None)
+            texts = _generate(model, [prompt.tokens for prompt in batch], settings, seed, on_text, prefix)
             seconds = (time.monotonic() - started) / len(batch)
             for prompt, (text, count) in zip(batch, texts, strict=True):
                 answers[prompt.index] = Answer(
@@ -113,7 +118,12 @@ class Conversation:
     """Questions and answers that refer to each other. Old turns leave when the window is full; then the text gets what is left."""
 
     def __init__(
-        self, model: Model, adapter: Adapter | None, *, document: Document | None = None, config: LiftConfig | None = None
+        self,
+        model: Model,
+        adapter: Adapter | None,
+        *,
+        document: Document | None = None,
+        config: LiftConfig | None = None,
     ) -> None:
         self._model, self._adapter = model, adapter
         self._document = _document(adapter, document)
@@ -141,7 +151,7 @@ class Conversation:
                 self._history.pop(0)
         started = time.monotonic()
         with use_adapter(self._model, self._adapter.id if self._adapter else None):
-            text, count = _generate(self._model, [prompt.tokens], settings, self._config.seed, on_text)[0]
+            text, count = _generate(self._model, [prompt.tokens], settings, self._config.seed, on_text, None)[0]
         self._history.append((question, text))
         return Answer(
             question=question,
@@ -201,8 +211,56 @@ def _build_prompt(
         )
     # what the wording around the text costs, measured with one token of text
     frame = len(render_prompt(tokenizer, turns([tokens[0]]))) - 1 - len(bare) if tokens else 0
-    context = select_context(settings.context, tokens, room - frame, model.encode("\n...\n")) if room > frame else []
+    # Rounded down, so that questions of about the same length get the very same text: it is then computed once for all of them,
+    # and an answer does not depend on which other questions are asked with it.
+    budget = (room - frame) // _CONTEXT_STEP * _CONTEXT_STEP if room - frame > 4 * _CONTEXT_STEP else room - frame
+    context = select_context(settings.context, tokens, budget, model.encode("\n...\n")) if budget > 0 else []
     return _Prompt(index, render_prompt(tokenizer, turns(context)) if context else bare, len(context))
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """The beginning that several prompts share, and what the network computed for it (keys and values, batch 1)."""
+
+    tokens: int
+    cache: Any
+
+
+def _plan(
+    model: Model, prompts: Sequence[_Prompt], batch_tokens: int
+) -> Iterator[tuple[list[_Prompt], _Prefix | None]]:
+    """Batches of prompts, those that begin with the same text together with that beginning already computed."""
+    by_context = sorted(prompts, key=lambda prompt: prompt.context_tokens)
+    for context_tokens, group in itertools.groupby(by_context, key=lambda prompt: prompt.context_tokens):
+        alike = list(group)
+        prefix = _share_prefix(model, alike) if context_tokens and len(alike) > 1 else None
+        for batch in _batches(alike, batch_tokens):
+            yield batch, prefix
+
+
+@torch.inference_mode()
+def _share_prefix(model: Model, prompts: Sequence[_Prompt]) -> _Prefix | None:
+    """Nothing for networks with sliding windows, which count the padding that then stands between prefix and question."""
+    if not _attends_fully(model):
+        return None
+    from transformers import DynamicCache
+
+    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*(p.tokens for p in prompts), strict=False))
+    length = min(sum(1 for _ in columns), min(len(p.tokens) for p in prompts) - 1)
+    if length < _CONTEXT_STEP:
+        return None
+    cache = DynamicCache(config=model.network.config)
+    ids = torch.tensor([prompts[0].tokens[:length]], device=model.device)
+    model.network.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return _Prefix(length, cache)
+
+
+def _attends_fully(model: Model) -> bool:
+    config: Any = model.network.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return all(kind == "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is None
 
 
 def _batches(prompts: Sequence[_Prompt], batch_tokens: int) -> Iterator[list[_Prompt]]:
@@ -217,7 +275,7 @@ def _batches(prompts: Sequence[_Prompt], batch_tokens: int) -> Iterator[list[_Pr
         yield batch
 
 
-class _Streamer(TextStreamer):
+class _Streamer(TextStreamer):  # type: ignore[misc]
     """Hands on text as soon as it is certain, up to a stop text."""
 
     def __init__(self, tokenizer: Any, on_text: OnText) -> None:
@@ -231,14 +289,23 @@ class _Streamer(TextStreamer):
 
 @torch.inference_mode()
 def _generate(
-    model: Model, prompts: list[list[int]], settings: AnsweringConfig, seed: int, on_text: OnText | None
+    model: Model,
+    prompts: list[list[int]],
+    settings: AnsweringConfig,
+    seed: int,
+    on_text: OnText | None,
+    prefix: _Prefix | None,
 ) -> list[tuple[str, int]]:
-    """(text, tokens) for each prompt; padded on the left, so that all continue at the same position."""
+    """(text, tokens) for each prompt. Padding stands on the left, or right after a shared prefix, so that all continue at the
+    same position; it is masked, and positions do not count it."""
     tokenizer, device = model.tokenizer, model.device
     longest = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    shared = prefix.tokens if prefix is not None else 0
+    ids = torch.tensor([p[:shared] + [pad] * (longest - len(p)) + p[shared:] for p in prompts], device=device)
+    mask = torch.tensor(
+        [[1] * shared + [0] * (longest - len(p)) + [1] * (len(p) - shared) for p in prompts], device=device
+    )
     stops = answer_stops(tokenizer)
     options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "pad_token_id": pad, "use_cache": True}
     if settings.temperature > 0:
@@ -247,6 +314,9 @@ def _generate(
         }  # fmt: skip
     else:
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if prefix is not None:
+        options["past_key_values"] = copy.deepcopy(prefix.cache)
+        options["past_key_values"].batch_repeat_interleave(len(prompts))
     if stops:
         options |= {"stop_strings": stops, "tokenizer": tokenizer}
     streamer = _Streamer(tokenizer, on_text) if on_text is not None else None

@@ -1,12 +1,13 @@
-"""The state of an unfinished training run on disk: weights, optimiser moments, and how far it got. safetensors and JSON only.
+"""An unfinished training run on disk: weights, optimiser moments, how far it got, and a row of numbers for each step.
 
-Each checkpoint is a sealed folder that appears whole; the one before is deleted only then.
+safetensors and JSON only. Each checkpoint is a sealed folder that appears whole; the one before is deleted only then.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
 
-from liftlm.storage import new_folder, seal_problems
+from liftlm.storage import new_folder, seal_problems, write_errors, write_file
 
 
 @dataclass
@@ -39,7 +40,9 @@ class Progress:
         sums[1] += targets
 
     def epoch_means(self) -> tuple[float, ...]:
-        return tuple(loss / max(targets, 1) for _, (loss, targets) in sorted(self.sums.items(), key=lambda item: int(item[0])))
+        return tuple(
+            loss / max(targets, 1) for _, (loss, targets) in sorted(self.sums.items(), key=lambda item: int(item[0]))
+        )
 
 
 def write_checkpoint(
@@ -49,19 +52,29 @@ def write_checkpoint(
     parameters: Mapping[str, Parameter],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    *,
+    main: bool = True,
 ) -> None:
-    """Adds `checkpoint-STEP` to the folder and removes older ones. Raises DiskFullError, NoWritePermissionError."""
+    """Adds `checkpoint-STEP` to the folder and removes older ones. Raises DiskFullError, NoWritePermissionError.
+
+    Every process of a run calls it, since sharded tensors are put together by all of them; the main one writes.
+    """
     target = folder / f"checkpoint-{progress.step:07d}"
-    moments: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            moments[f"{key}/{name}"] = value.detach().cpu().contiguous()
+    weights = {name: whole(parameter.detach()).cpu().contiguous() for name, parameter in parameters.items()}
+    moments = {
+        f"{key}/{name}": whole(value.detach()).cpu().contiguous()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    if not main:
+        return
     state = {"fingerprint": fingerprint, "progress": dataclasses.asdict(progress), "scaler": scaler.state_dict()}
     with new_folder(target) as draft:
-        save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, draft / "weights.safetensors")
+        save_file(weights, draft / "weights.safetensors")
         save_file(moments, draft / "moments.safetensors")
         (draft / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for old in folder.glob("checkpoint-*"):
+    # also what killed processes left of checkpoints that were being written
+    for old in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*")]:
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -85,17 +98,47 @@ def read_checkpoint(
     moments = load_file(checkpoint / "moments.safetensors")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-            keys = [key for key in moments if key.endswith(f"/{name}")]
-            optimizer.state[parameter] = {
-                # fused optimisers keep the step count beside the parameter, others on the CPU; both accept the former
-                key.removesuffix(f"/{name}"): moments[key].to(parameter.device)
-                for key in keys
-            }
+            parameter.copy_(_placed_like(parameter, weights[name]))
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                stored = moments.get(f"{key}/{name}")  # none before the first step that did not overflow (float16)
+                if stored is not None:
+                    # fused optimisers keep the step count beside the parameter, others on the CPU; both accept that
+                    placed = stored.to(parameter.device) if key == "step" else _placed_like(parameter, stored)
+                    optimizer.state[parameter][key] = placed
     state = _state(checkpoint)
     if scaler.is_enabled():
         scaler.load_state_dict(state["scaler"])
     return Progress(**state["progress"])
+
+
+def append_row(path: Path, row: Mapping[str, float]) -> None:
+    """Adds one line of JSON; what is not a finite number becomes null. Raises DiskFullError, NoWritePermissionError."""
+    finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+    with write_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(finite) + "\n")
+
+
+def keep_rows(path: Path, count: int) -> None:
+    """Drops all lines after the first `count`, also one that was being written when the process was killed."""
+    rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    if len(rows) > count:
+        write_file(path, "".join(rows[:count]))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor as a single process would hold it. Under FSDP all processes must ask for it together."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather is not None else tensor
+
+
+def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` on the device of `parameter`, or sharded as it is."""
+    mesh, placements = getattr(parameter, "device_mesh", None), getattr(parameter, "placements", None)
+    if mesh is None:
+        return value.to(parameter.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(parameter.device), mesh, placements)
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:

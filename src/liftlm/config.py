@@ -1,8 +1,8 @@
 """All settings in one frozen, typed tree, and the three places they come from.
 
-Defaults, then a YAML file, then `key=value` overrides. Nothing else in the program has defaults of its own, and every setting
-stands here once. This module knows neither torch nor any model: limits that depend on the model (its window) are applied by
-`LiftConfig.resolved`, and the result is what is saved with every adapter.
+Defaults, then a YAML file, then `key=value` overrides. Nothing else in the program has defaults of its own, and every
+setting stands here once. This module knows neither torch nor any model: limits that depend on the model (its window)
+are applied by `LiftConfig.resolved`, and the result is what is saved with every adapter.
 """
 
 from __future__ import annotations
@@ -11,10 +11,20 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from liftlm.errors import ConfigError
 
@@ -22,30 +32,43 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 ContextPolicy = Literal["none", "truncate", "retrieve"]
 
 
+def _not_a_switch(value: Any) -> Any:
+    """YAML's `yes` is not 1.0. Text is welcome: YAML reads 1e-4 as text."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "input should be a number")
+    return value
+
+
+_Whole = Annotated[int, Strict()]
+_Number = Annotated[float, BeforeValidator(_not_a_switch)]
+
+
 class _Branch(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # defaults are checked too: a default of 64 for a float would be another recipe than the 64.0 that a file gives
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 class ModelConfig(_Branch):
     """Which model, and how much of it may be used."""
 
-    name: str = DEFAULT_MODEL  # a local folder, a hub id, or the built-in name
-    window: int | None = Field(default=None, ge=16)  # tokens; None = the model's own limit
+    name: str = Field(default=DEFAULT_MODEL, min_length=1)  # a local folder, a hub id, or the built-in name
+    window: _Whole | None = Field(default=None, ge=16)  # tokens; None = the model's own limit
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    threads: int | None = Field(default=None, ge=1)  # None = torch's own choice
+    threads: _Whole | None = Field(default=None, ge=1)  # None = torch's own choice
 
 
 class SegmentsConfig(_Branch):
     """How a document is cut (paper: segments of 2048 tokens, s = 768 = 3/8).
 
-    The paper's s is read both ways. By default it is what neighbours *share* (`overlap_tokens`). In the authors' code segments
-    *start* every 768 tokens, so neighbours share 1280 (5/8): that is `stride_tokens = 768`, which replaces `overlap_tokens`.
+    The paper's s is read both ways. By default it is what neighbours *share* (`overlap_tokens`). In the authors' code
+    segments *start* every 768 tokens, so neighbours share 1280 (5/8): that is `stride_tokens = 768`, which replaces
+    `overlap_tokens`.
     """
 
-    segment_tokens: int = Field(default=2048, ge=2)
-    overlap_tokens: int = Field(default=768, ge=0)  # where only segment_tokens is given: 3/8 of it
-    stride_tokens: int | None = Field(default=None, ge=1)
+    segment_tokens: _Whole = Field(default=2048, ge=2)
+    overlap_tokens: _Whole = Field(default=768, ge=0)  # where only segment_tokens is given: 3/8 of it
+    stride_tokens: _Whole | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -90,39 +113,40 @@ class AdapterConfig(_Branch):
     """What training may change."""
 
     kind: Literal["lora", "full"] = "lora"
-    rank: int = Field(default=32, ge=1)
-    alpha: float = Field(default=64, gt=0)  # LoRA scale = alpha / rank
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # names as in PEFT; the head is never one
+    rank: _Whole = Field(default=32, ge=1)
+    alpha: _Number = Field(default=64.0, gt=0)  # LoRA scale = alpha / rank
+    dropout: _Number = Field(default=0.0, ge=0, lt=1)
+    # names as in PEFT, of linear layers; the head is never one
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
 
 
 class TrainingConfig(_Branch):
-    """The plain loop. Betas, eps, clipping and weight decay are the authors' (LIFT code: 0.9, 0.98, 1e-8, 1.0, 1e-4)."""
+    """The plain loop. Betas, eps, clipping and weight decay are those of the authors' code."""
 
-    epochs: int = Field(default=3, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    batch_tokens: int = Field(default=2048, ge=1)  # tokens an optimiser step sees, over all devices
-    micro_batch_tokens: int = Field(default=2048, ge=1)  # tokens in one forward pass on one device; memory
+    epochs: _Whole = Field(default=3, ge=1)
+    learning_rate: _Number = Field(default=1e-3, gt=0)
+    batch_tokens: _Whole = Field(default=2048, ge=1)  # tokens an optimiser step sees, over all devices
+    micro_batch_tokens: _Whole = Field(default=2048, ge=1)  # tokens in one forward pass on one device; memory
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_fraction: float = Field(default=0.05, ge=0, le=1)  # of all steps
-    weight_decay: float = Field(default=1e-4, ge=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.98, ge=0, lt=1)
-    eps: float = Field(default=1e-8, gt=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    warmup_fraction: _Number = Field(default=0.05, ge=0, le=1)  # of all steps
+    weight_decay: _Number = Field(default=1e-4, ge=0)
+    beta1: _Number = Field(default=0.9, ge=0, lt=1)
+    beta2: _Number = Field(default=0.98, ge=0, lt=1)
+    eps: _Number = Field(default=1e-8, gt=0)
+    max_grad_norm: _Number = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
-    checkpoint_seconds: float = Field(default=30.0, ge=0)  # 0 = after every step
+    checkpoint_seconds: _Number = Field(default=30.0, ge=0)  # 0 = after every step
 
 
 class AnsweringConfig(_Branch):
     """How questions are answered. temperature 0 = greedy."""
 
     context: ContextPolicy = "truncate"
-    max_new_tokens: int = Field(default=64, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0)  # 0 = off
-    batch_tokens: int = Field(default=8192, ge=1)  # prompt tokens answered together
+    max_new_tokens: _Whole = Field(default=64, ge=1)
+    temperature: _Number = Field(default=0.0, ge=0)
+    top_p: _Number = Field(default=1.0, gt=0, le=1)
+    top_k: _Whole = Field(default=0, ge=0)  # 0 = off
+    batch_tokens: _Whole = Field(default=8192, ge=1)  # prompt tokens answered together
 
 
 class LiftConfig(_Branch):
@@ -133,7 +157,13 @@ class LiftConfig(_Branch):
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
     answering: AnsweringConfig = AnsweringConfig()
-    seed: int = Field(default=0, ge=0)
+    seed: _Whole = Field(default=0, ge=0, lt=2**32)  # torch's 64 bits hold it and the number of a step
+
+    @field_validator("model", "segments", "adapter", "training", "answering", mode="before")
+    @classmethod
+    def _empty_group(cls, value: Any) -> Any:
+        """A heading with nothing below it, in YAML."""
+        return {} if value is None else value
 
     def resolved(self, window: int, reserved: int = 0) -> LiftConfig:
         """The config as it will be used with a model of this window (tokens): segments capped, nothing implicit left.
@@ -165,7 +195,8 @@ class LiftConfig(_Branch):
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> LiftConfig:
     """Defaults → YAML file → overrides such as `training.learning_rate=1e-4`.
 
-    Raises ConfigError for an unreadable file, an unknown key (with the nearest one), a wrong value or contradictory settings.
+    Raises ConfigError for an unreadable file, an unknown key (with the nearest one), a wrong value or contradictory
+    settings.
     """
     tree: dict[str, Any] = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
@@ -174,8 +205,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             raise ConfigError(f"'{override}' is not of the form key=value.", "For example: --set training.epochs=2.")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"The value of '{override}' is not valid YAML.", "Quote it, for example 'key=\"a: b\"'.") from error
+        except _YAML_ERRORS as error:
+            raise ConfigError(
+                f"The value of '{override}' is not valid YAML.", "Quote it, for example 'key=\"a: b\"'."
+            ) from error
         _put(tree, key.strip(), value)
     return parse_config(tree, str(path) if path is not None else "the settings given")
 
@@ -193,19 +226,29 @@ def to_yaml(config: LiftConfig) -> str:
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
 
 
+# the parser lets ValueError through for what looks like a date and is none
+_YAML_ERRORS = (yaml.YAMLError, ValueError)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"The config file {path} does not exist.", "Check the path given with --config.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The config file {path} cannot be read: {error}.", "It must be a readable UTF-8 file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The config file {path} is not valid YAML: {' '.join(str(error).split())}.", "Mend it.") from error
+        raise ConfigError(
+            f"The config file {path} cannot be read: {error}.", "It must be a readable UTF-8 file."
+        ) from error
+    except _YAML_ERRORS as error:
+        raise ConfigError(
+            f"The config file {path} is not valid YAML: {' '.join(str(error).split())}.", "Mend it."
+        ) from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"The config file {path} is not a mapping of settings.", "It should look like `lift config` prints.")
+        raise ConfigError(
+            f"The config file {path} is not a mapping of settings.", "It should look like `lift config` prints."
+        )
     return tree
 
 
@@ -213,7 +256,9 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key, making the branches on the way."""
     *branches, leaf = key.split(".")
     for branch in branches:
-        below = tree.setdefault(branch, {})
+        below = tree.get(branch)
+        if below is None:
+            below = tree[branch] = {}
         if not isinstance(below, dict):
             raise ConfigError(f"'{key}' is not a setting: '{branch}' has no settings below it.", "See `lift config`.")
         tree = below
@@ -221,25 +266,43 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _known_keys(branch: type[BaseModel] = LiftConfig, prefix: str = "") -> list[str]:
+    """Every setting and group of settings, dotted."""
     keys: list[str] = []
     for name, field in branch.model_fields.items():
+        keys.append(prefix + name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += _known_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
     return keys
+
+
+def _nearest_key(key: str) -> str | None:
+    """What a wrong key may have meant: that name elsewhere, one like it at the same place, or one like it elsewhere."""
+    place, _, name = key.rpartition(".")
+    known = _known_keys()
+    here = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == place}
+    anywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
+    if name in anywhere:
+        return anywhere[name]
+    for names, cutoff in ((here, 0.6), (anywhere, 0.75)):
+        found = difflib.get_close_matches(name, names, 1, cutoff)
+        if found:
+            return names[found[0]]
+    return None
 
 
 def _explain(error: ValidationError, origin: str) -> str:
     """One sentence for the first thing that is wrong."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "literal['all-linear']" and not str(part).startswith("tuple["))
-    if first["type"] == "extra_forbidden":
-        known = _known_keys()
-        last = key.rsplit(".", 1)[-1]
-        near = difflib.get_close_matches(key, known, 1, 0.7) or [k for k in known if k.rsplit(".", 1)[-1] == last]
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        return f"Unknown setting '{key}' in {origin}{hint}"
+    modules = "literal['all-linear']"  # how pydantic marks the first of the two forms of adapter.target_modules
+    key = ".".join(str(part) for part in first["loc"] if part != modules)
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        near = _nearest_key(key)
+        return f"Unknown setting '{key}' in {origin}" + (f"; did you mean '{near}'?" if near else ".")
     if first["type"] == "value_error":
         return f"Contradictory settings in {origin}: {first['ctx']['error']}."
-    return f"Setting '{key}' in {origin} cannot be {first['input']!r}: {first['msg'].lower()}."
+    if first["type"] == "model_type":
+        return f"'{key}' in {origin} is a group of settings and cannot be {first['input']!r}."
+    reason = (
+        "input should be 'all-linear' or a list of module names" if modules in first["loc"] else first["msg"].lower()
+    )
+    return f"Setting '{key}' in {origin} cannot be {first['input']!r}: {reason}."

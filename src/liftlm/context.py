@@ -11,9 +11,9 @@ from liftlm.errors import ConfigError
 def select_context(policy: ContextPolicy, tokens: Sequence[int], budget: int, mark: Sequence[int]) -> list[int]:
     """At most `budget` token ids of the document `tokens`.
 
-    none: nothing. truncate: all of it where it fits, else head and tail halves around `mark` ("...", as in the authors' LooGLE
-    set-up: `ids[:max // 2 - len(mark)] + mark + ids[-max // 2:]`; here the mark's length is shared by both halves).
-    Raises ConfigError for `retrieve`, which is not there yet.
+    none: nothing. truncate: all of it where it fits, else head and tail halves around `mark` ("...", as in the authors'
+    LooGLE set-up: `ids[:max // 2 - len(mark)] + mark + ids[-max // 2:]`; here the mark's length is shared by both
+    halves). Raises ConfigError for `retrieve`, which is not there yet.
     """
     if policy == "none":
         return []

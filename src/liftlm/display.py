@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 if TYPE_CHECKING:
     from liftlm.training import StepMetrics
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _LINE_SECONDS = 10.0
+_NAME_CHARACTERS = 40
 
 
 def note(text: str) -> None:
@@ -35,7 +36,8 @@ class TrainingDisplay:
     """Shows steps as they end; pass the object itself as `on_step`."""
 
     def __init__(self, what: str) -> None:
-        self._what = what
+        # a title may be longer than the terminal is wide
+        self._what = what if len(what) <= _NAME_CHARACTERS else what[: _NAME_CHARACTERS - 1].rstrip() + "…"
         self._shown_at = 0.0
         self._progress: Progress | None = None
         self._live = console.is_terminal
@@ -43,7 +45,9 @@ class TrainingDisplay:
     def __enter__(self) -> TrainingDisplay:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._progress is not None:
             self._progress.stop()
 
@@ -59,7 +63,12 @@ class TrainingDisplay:
                 note(f"{self._what}: step {metrics.step}/{metrics.steps} · {facts}")
             return
         if self._progress is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+            columns = (
+                TextColumn("{task.description}", markup=False),  # a title may hold [brackets]
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}", markup=False),
+            )
             self._progress = Progress(*columns, console=console)
             self._progress.add_task(self._what, total=metrics.steps, facts="")
             self._progress.start()

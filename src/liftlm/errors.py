@@ -1,7 +1,7 @@
 """Every failure a user can cause or meet, as one small class each.
 
-An error says what happened and what to do next, in words; it carries the exit code of the command line and the HTTP status of
-the server. It knows nothing about either: `cli.py` and `server/` only read the two numbers. Codes are listed in docs/errors.md,
+An error says what happened and what to do next, in words; it carries the exit code of the command line and the HTTP
+status of the server. It knows nothing about either: they only read the two numbers. Codes are listed in docs/errors.md,
 which a test compares with this file.
 """
 
@@ -26,7 +26,7 @@ class LiftError(Exception):
         return f"{self.message} {self.next_step}".strip()
 
 
-# --- settings -------------------------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 
 class ConfigError(LiftError):
@@ -35,7 +35,7 @@ class ConfigError(LiftError):
     exit_code, http_status = 2, 422
 
 
-# --- documents ------------------------------------------------------------------------------------------------------------
+# --- documents --------------------------------------------------------------------------------------------------------
 
 
 class DocumentNotFoundError(LiftError):
@@ -74,7 +74,7 @@ class UnknownFormatError(LiftError):
     exit_code, http_status = 15, 415
 
 
-# --- questions ------------------------------------------------------------------------------------------------------------
+# --- questions --------------------------------------------------------------------------------------------------------
 
 
 class QuestionTooLongError(LiftError):
@@ -89,7 +89,7 @@ class QuestionsFileError(LiftError):
     exit_code, http_status = 17, 422
 
 
-# --- models ---------------------------------------------------------------------------------------------------------------
+# --- models -----------------------------------------------------------------------------------------------------------
 
 
 class UnknownModelError(LiftError):
@@ -116,7 +116,7 @@ class ChecksumError(LiftError):
     exit_code, http_status = 23, 502
 
 
-# --- machine --------------------------------------------------------------------------------------------------------------
+# --- machine ----------------------------------------------------------------------------------------------------------
 
 
 class DiskFullError(LiftError):
@@ -149,7 +149,7 @@ class TrainingDivergedError(LiftError):
     exit_code, http_status = 34, 500
 
 
-# --- library --------------------------------------------------------------------------------------------------------------
+# --- library ----------------------------------------------------------------------------------------------------------
 
 
 class LibraryBusyError(LiftError):
@@ -170,7 +170,7 @@ class EntryNotFoundError(LiftError):
     exit_code, http_status = 42, 404
 
 
-# --- stopping -------------------------------------------------------------------------------------------------------------
+# --- stopping ---------------------------------------------------------------------------------------------------------
 
 
 class InterruptedWorkError(LiftError):

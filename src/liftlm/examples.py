@@ -1,7 +1,7 @@
 """Segments → examples → batches: token ids with labels, and which of them one optimiser step sees.
 
-Deterministic: the same examples, seed and budgets give the same steps on every machine and for any number of processes. Knows
-nothing of models; PyTorch comes in only when `training` turns a micro-batch into tensors.
+Deterministic: the same examples, seed and budgets give the same steps on every machine and for any number of processes.
+Knows nothing of models; PyTorch comes in only when `training` turns a micro-batch into tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NO_LOSS = -100  # label of a position that is not trained on, as in PyTorch and 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids and labels of equal length. labels[i] is the *same* token as tokens[i], or NO_LOSS; the loss shifts by one."""
+    """Token ids and labels of equal length. labels[i] is the token tokens[i], or NO_LOSS; the loss shifts by one."""
 
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
@@ -33,9 +33,9 @@ class Example:
 
 
 def make_examples(segments: Iterable[Segment], tokenizer: Tokenizer) -> list[Example]:
-    """One example a segment, loss on all its tokens (paper, eq. 2), after the tokenizer's own leading token where it has one.
+    """One example a segment: loss on all its tokens (paper, eq. 2), after the tokenizer's own leading token if any.
 
-    A tokenizer without one gets its end token in front of a lone token, which otherwise would have nothing to be predicted from.
+    Without one, a lone token follows the end token, as otherwise it would have nothing to be predicted from.
     """
     lead = leading_tokens(tokenizer)
     examples = []
@@ -59,14 +59,16 @@ def plan_steps(examples: Sequence[Example], batch_tokens: int, epoch: int, seed:
     return _fill(order, examples, batch_tokens)
 
 
-def split_step(step: Sequence[int], examples: Sequence[Example], micro_batch_tokens: int, processes: int) -> list[list[int]]:
-    """A step's examples in micro-batches of similar length, none above `micro_batch_tokens` padded tokens, for `processes`.
+def split_step(
+    step: Sequence[int], examples: Sequence[Example], micro_batch_tokens: int, processes: int
+) -> list[list[int]]:
+    """A step's examples in micro-batches of similar length, none above `micro_batch_tokens` padded tokens.
 
-    Their number is a multiple of `processes` (process r takes every r-th); empty ones are added where there are too few, so that
-    all processes run the same number of forward passes.
+    Their number is a multiple of `processes` (process r takes every r-th), so that all run the same number of forward
+    passes. Empty ones fill up; with as many examples as processes, each process has at least one that is not empty.
     """
     by_length = sorted(step, key=lambda index: (-len(examples[index]), index))
-    share = -(-sum(len(examples[index]) for index in step) // processes)  # lets every process have something to do
+    share = -(-sum(len(examples[index]) for index in step) // processes)  # spreads the work
     micro_batches: list[list[int]] = []
     for index in by_length:
         current = micro_batches[-1] if micro_batches else None
@@ -76,6 +78,10 @@ def split_step(step: Sequence[int], examples: Sequence[Example], micro_batch_tok
                 current.append(index)
                 continue
         micro_batches.append([index])
+    while len(micro_batches) < min(processes, len(step)):  # one long example, and several short ones together
+        most = max(range(len(micro_batches)), key=lambda position: len(micro_batches[position]))
+        middle = -(-len(micro_batches[most]) // 2)
+        micro_batches[most : most + 1] = [micro_batches[most][:middle], micro_batches[most][middle:]]
     micro_batches += [[]] * (-len(micro_batches) % processes)
     return micro_batches
 

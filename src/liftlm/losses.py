@@ -1,8 +1,9 @@
 """Next-token loss on the labelled positions only; the logits of all positions never exist at once.
 
-For a vocabulary of 49,152 and a segment of 2048 tokens the full logits and their gradient are 800 MB in float32. Here logits are
-made a chunk at a time and turned into the gradient of the hidden states at once (the idea of Liger's and Apple's fused losses),
-so memory does not depend on the vocabulary times the length. Knows nothing of models: it is given hidden states and a head.
+For a vocabulary of 49,152 and a segment of 2048 tokens the full logits and their gradient are 800 MB in float32. Here
+logits are made a chunk at a time and turned into the gradient of the hidden states at once (the idea of Liger's and
+Apple's fused losses), so memory does not depend on the vocabulary times the length. Knows nothing of models: it is
+given hidden states and a head.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ def next_token_loss(
 ) -> Tensor:
     """Sum of -log p(label) over n positions, float32 scalar.
 
-    hidden (n, hidden size): states that predict; labels (n): the token that follows each; weight (vocabulary, hidden size) and
-    bias (vocabulary): the model's head; softcap: Gemma-2's `final_logit_softcapping`, logits = cap * tanh(logits / cap).
+    hidden (n, hidden size): states that predict; labels (n): the token that follows each; weight (vocabulary, hidden
+    size) and bias (vocabulary): the model's head; softcap: Gemma-2's `final_logit_softcapping`,
+    logits = cap * tanh(logits / cap).
     """
-    loss: Tensor = _HeadLoss.apply(hidden, weight, bias, labels, softcap)
+    loss: Tensor = _HeadLoss.apply(hidden, weight, bias, labels, softcap)  # type: ignore[no-untyped-call]
     return loss
 
 

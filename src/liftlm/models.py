@@ -1,13 +1,14 @@
 """Loads a causal language model once and describes it: network, tokenizer, window, device, identity.
 
-`Model` is the bare model; what adapters change is in `adapters/`, which switches them on the same network. Any causal LM that
-transformers loads will do. Only safetensors weights are read.
+`Model` is the bare model; what adapters change is in `adapters/`, which switches them on the same network. Any causal
+LM that transformers loads will do. Only safetensors weights are read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,12 +25,14 @@ from liftlm.embedded import ALIAS, embedded_model_folder, hub_reachable
 from liftlm.errors import (
     ConfigError,
     HubUnreachableError,
+    LiftError,
     ModelWeightsMissingError,
     NotEnoughMemoryError,
     UnknownModelError,
 )
 from liftlm.losses import next_token_loss
 from liftlm.prompts import Tokenizer, encode_text, leading_tokens
+from liftlm.storage import write_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,8 +69,9 @@ class Model:
         return config.resolved(self.window, reserved=len(leading_tokens(self.tokenizer)))
 
     def loss_sum(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Sum of next-token losses at labelled positions. tokens, labels: (batch, tokens), padded on the right with label -100.
+        """Sum of next-token losses at labelled positions.
 
+        tokens, labels: (batch, tokens), padded on the right with label -100.
         Right padding needs no attention mask in a causal model: no real token looks at what comes after it.
         """
         wanted = labels[:, 1:]
@@ -90,11 +94,11 @@ def load_model(name: str | None = None, config: ModelConfig | None = None, notif
     """Loads a base model: a local folder, else the built-in default, else an id on the hub.
 
     config: its `name` is used where `name` is not given; `notify` is told of slow first-time work.
-    Raises UnknownModelError, ModelWeightsMissingError, HubUnreachableError, ChecksumError, NotEnoughMemoryError, DeviceError,
-    ConfigError (a window larger than the model's own).
+    Raises UnknownModelError, ModelWeightsMissingError, HubUnreachableError, ChecksumError, NotEnoughMemoryError,
+    DeviceError, ConfigError (a window larger than the model's own).
     """
     config = config or ModelConfig()
-    name = name or config.name
+    name = _absolute(name or config.name)
     device = pick_device(config)
     dtype = pick_dtype(config, device)
     set_threads(config)
@@ -109,7 +113,7 @@ def load_model(name: str | None = None, config: ModelConfig | None = None, notif
 
 
 def fingerprint_weights(folder: Path) -> str:
-    """An identity of a model's weights that is quick for any size: config, file sizes, headers and 64 samples of 64 KiB a file."""
+    """An identity of a model's weights, quick for any size: config, file sizes, 64 samples of 64 KiB of each file."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
@@ -137,22 +141,31 @@ def quiet_transformers() -> Iterator[None]:
             logging.set_verbosity(before)
 
 
+def _absolute(name: str) -> str:
+    """The whole path where the name is one: the library keeps it and finds the model again from any folder."""
+    try:
+        path = Path(name).expanduser()
+        return str(path.absolute()) if path.exists() else name
+    except (OSError, RuntimeError, ValueError):  # too long for a path, no such user's home, a NUL in it
+        return name
+
+
 def _find_folder(name: str, notify: Notify) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(name)
+    if folder.is_absolute() and folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UnknownModelError(f"The folder {folder} holds no model: it has no config.json.", "Give a transformers folder.")
-        if not list(folder.glob("*.safetensors")):
-            pickled = bool(list(folder.glob("*.bin")) or list(folder.glob("*.pt")))
-            raise ModelWeightsMissingError(
-                f"The model folder {folder} has no weights in safetensors"
-                + (" (pickled weights are never read)." if pickled else "."),
-                "Add model.safetensors, for example with transformers' save_pretrained.",
+            raise UnknownModelError(
+                f"The folder {folder} holds no model: it has no config.json.", "Give a transformers folder."
             )
+        _check_weights(folder)
         return folder
     if name == ALIAS:
         return embedded_model_folder(notify)
-    if name.count("/") > 1 or name.startswith((".", "~", "/")) or name.count("/") == 0:
+    if folder.is_absolute() and folder.exists():
+        raise UnknownModelError(
+            f"'{name}' is a file, not a model.", "Give the folder of config.json, weights and tokenizer."
+        )
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
         raise UnknownModelError(
             f"There is no model '{name}': no such folder, and not of the form owner/name.",
             f"Give a model folder, an id on the hub, or the built-in {ALIAS}.",
@@ -161,23 +174,54 @@ def _find_folder(name: str, notify: Notify) -> Path:
 
 
 def _hub_folder(name: str) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not hub_reachable()))
-    except (errors.RepositoryNotFoundError, errors.HFValidationError, errors.GatedRepoError) as error:
+        with write_errors(Path(constants.HF_HUB_CACHE)):
+            folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not hub_reachable()))
+    except LiftError:
+        raise
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UnknownModelError(
             f"The hub has no model '{name}' that you may read.", "Check the spelling, or log in with `hf auth login`."
         ) from error
-    except OSError as error:
+    except Exception as error:  # the hub's client lets its HTTP library's own errors through
         raise HubUnreachableError(
             f"The model '{name}' is not on this machine and the hub cannot be reached.",
             f"Connect to the network, give a local folder, or use the built-in {ALIAS}.",
         ) from error
-    if not list(folder.glob("*.safetensors")):
-        raise ModelWeightsMissingError(f"The model '{name}' has no weights in safetensors.", "Choose another one.")
+    _check_weights(folder)
     return folder
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers will load: one, or the parts that an index names."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return [folder / "model.safetensors"]
+    try:
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / part for part in sorted(parts)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelWeightsMissingError(f"{index} is damaged: {error}.", "Fetch or save the model again.") from error
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises ModelWeightsMissingError unless all files of weights are there."""
+    missing = [path.name for path in _weight_files(folder) if not path.is_file()]
+    if missing == ["model.safetensors"]:
+        pickled = bool([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        raise ModelWeightsMissingError(
+            f"The model folder {folder} has no weights in safetensors"
+            + (" (pickled weights are never read)." if pickled else "."),
+            "Add model.safetensors, for example with transformers' save_pretrained.",
+        )
+    if missing:
+        raise ModelWeightsMissingError(
+            f"The model folder {folder} lacks {len(missing)} of its files of weights, {missing[0]} first.",
+            "Fetch or copy the model again.",
+        )
 
 
 def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenizer]:
@@ -187,17 +231,28 @@ def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel,
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+            # code that comes with a model is never run, and the user never asked whether it may
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            network, loading = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
     except SafetensorError as error:
         raise ModelWeightsMissingError(
-            f"The weights in {folder} are damaged: {error}.", "Fetch or save the model again."
+            f"The weights in {folder} are damaged: {_first_line(error)}.", "Fetch or save the model again."
         ) from error
-    except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a folder of unknown origin makes transformers raise anything
         raise UnknownModelError(
             f"'{name}' cannot be loaded as a causal language model with its tokenizer: {_first_line(error)}.",
             "Check that the folder holds config.json, tokenizer files and weights that belong together.",
         ) from error
+    absent = sorted(loading["missing_keys"])
+    if absent:  # transformers would make them up
+        raise ModelWeightsMissingError(
+            f"The weights in {folder} lack {len(absent)} tensors of the network, {absent[0]} first.",
+            "Fetch or save the model again, as a causal language model.",
+        )
     if tokenizer.pad_token_id is None:
         # only ever used for padding, which is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
@@ -208,13 +263,15 @@ def _window(network: PreTrainedModel, wanted: int | None, name: str) -> int:
     config: Any = network.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if wanted is not None and limit is not None and wanted > limit:
-        raise ConfigError(f"A window of {wanted} tokens is more than {name} can see ({limit}).", f"Use --window {limit} or less.")
+        raise ConfigError(
+            f"A window of {wanted} tokens is more than {name} can see ({limit}).", f"Use --window {limit} or less."
+        )
     return int(wanted or limit or _ASSUMED_WINDOW)
 
 
 def _check_memory(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Before loading: the weights themselves must fit, with a tenth to spare."""
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    stored = sum(path.stat().st_size for path in _weight_files(folder))
     needed = int(stored * _dtype_ratio(folder, dtype) * 1.1)
     free = available_memory(device)
     if needed > free:
@@ -228,7 +285,7 @@ def _dtype_ratio(folder: Path, dtype: torch.dtype) -> float:
     from safetensors import safe_open
 
     try:
-        with safe_open(next(folder.glob("*.safetensors")), framework="pt") as weights:
+        with safe_open(_weight_files(folder)[0], framework="pt") as weights:
             first = next(iter(weights.keys()), None)
             stored = weights.get_slice(first).get_dtype() if first else "F32"
     except Exception:
@@ -244,9 +301,9 @@ def _softcap(network: PreTrainedModel) -> float | None:
 
 @torch.no_grad()
 def _head_is_plain(network: PreTrainedModel) -> bool:
-    """Whether logits = head(hidden states), up to a soft cap; some families scale them, and then the whole network is asked.
+    """Whether logits = head(hidden states), up to a soft cap; measured on a few tokens instead of listing families.
 
-    Measured on a few tokens instead of listing families.
+    Some families scale them, and then the whole network is asked.
     """
     head = network.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):

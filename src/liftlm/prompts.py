@@ -1,9 +1,9 @@
 """Turns a question, a title and perhaps some text into token ids: the one place where prompts are worded.
 
-Training on questions and answering them go through the same functions, so the two never drift apart. Works with any tokenizer,
-with or without a chat template. Knows nothing of models, windows or where the text came from.
+Training on questions and answering them go through the same functions, so the two never drift apart. Works with any
+tokenizer, with or without a chat template. Knows nothing of models, windows or where the text came from.
 
-Text of a document or a question is always encoded as plain text: a document that contains "<|im_end|>" cannot end the turn.
+Text of a document or a question is always encoded as plain text: one that contains "<|im_end|>" cannot end the turn.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from liftlm.errors import UnknownModelError
+
 Tokenizer = Any  # transformers' tokenizers have no common typed base worth naming
 
 # Stands for a message while the chat template is rendered; private-use characters no document template would touch.
 _HOLE = "\ue0ff{}\ue0fe"
+_ASK = "Please answer the question based on"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Turn:
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of plain text: no special tokens added, none recognised inside it."""
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    )
     return list(encoded["input_ids"])
 
 
@@ -40,12 +45,12 @@ def leading_tokens(tokenizer: Tokenizer) -> list[int]:
 
 
 def question_turn(tokenizer: Tokenizer, title: str, question: str, context: Sequence[int] = ()) -> Turn:
-    """The user's turn that asks about a document, with `context` (token ids of its text) before the question if there is any.
+    """The user's turn that asks about a document, after `context` (token ids of its text) if there is any.
 
-    Wording: the authors' prompt (MuLabPKU/LIFT), `Please answer the question based on "{title}"`, with the text above it as in
-    LooGLE's own long-text prompt.
+    Wording: the authors' prompt (MuLabPKU/LIFT), `Please answer the question based on "{title}"`, with the text above
+    it as in LooGLE's own long-text prompt.
     """
-    ask = f'Please answer the question based on "{title}".\nQuestion: {question.strip()}'
+    ask = f'{_ASK} "{title}".\nQuestion: {question.strip()}'
     if not context:
         return Turn("user", tuple(encode_text(tokenizer, ask)))
     before = encode_text(tokenizer, f'Here is text from "{title}":\n\n')
@@ -61,28 +66,40 @@ def answer_turn(tokenizer: Tokenizer, answer: str) -> Turn:
 def render_prompt(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
     """Token ids of a conversation that waits for the assistant's next words.
 
-    Through the model's chat template where it has one (thinking switched off where the template knows such a switch), else as
-    plain "…\\nAnswer:" text.
+    Through the model's chat template where it has one (thinking switched off where the template knows such a switch),
+    else as plain "…\\nAnswer:" text.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         return _render_plain(tokenizer, turns)
     messages = [{"role": turn.role, "content": _HOLE.format(index)} for index, turn in enumerate(turns)]
-    rendered: str = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
+    try:
+        rendered: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except Exception as error:  # a template is a program of the model's authors and may fail in any way
+        raise _unusable_template(f"fails: {error}") from error
     ids: list[int] = []
     for index, turn in enumerate(turns):
         fixed, hole, rendered = rendered.partition(_HOLE.format(index))
-        if not hole:
-            raise ValueError("the model's chat template changes or drops messages; it cannot be used")
+        if not hole or _HOLE[0] in fixed:
+            raise _unusable_template("drops, repeats or reorders messages")
         ids += _encode_fixed(tokenizer, fixed)
         ids += turn.tokens
+    if _HOLE[0] in rendered:
+        raise _unusable_template("repeats messages")
     return ids + _encode_fixed(tokenizer, rendered)
 
 
 def answer_stops(tokenizer: Tokenizer) -> list[str]:
     """Texts that end an answer besides the end token: a model without chat template would go on to ask itself more."""
-    return [] if getattr(tokenizer, "chat_template", None) is not None else ["\nQuestion:"]
+    return [] if getattr(tokenizer, "chat_template", None) is not None else ["\nQuestion:", f"\n{_ASK}"]
+
+
+def _unusable_template(what: str) -> UnknownModelError:
+    return UnknownModelError(
+        f"The model's chat template cannot be used: it {what.rstrip('.')}.",
+        "Choose another model, or mend or remove chat_template.jinja in its folder.",
+    )
 
 
 def _render_plain(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:

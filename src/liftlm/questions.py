@@ -1,7 +1,7 @@
 """Files of questions in, files of answers out: JSON lines, in order, resumable.
 
-Finished answers are kept in `OUT.partial`; the final file appears whole, and the partial one goes. A second run of the same
-command (same questions, adapter and settings) answers only what is missing; anything else starts anew.
+Finished answers are kept in `OUT.partial`; the final file appears whole, and the partial one goes. A second run of the
+same command (same questions, adapter and settings) answers only what is missing; anything else starts anew.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,39 +19,72 @@ from liftlm.absorbing import Adapter
 from liftlm.answering import Answer, answer_all
 from liftlm.config import LiftConfig
 from liftlm.documents import Document
-from liftlm.errors import QuestionsFileError
+from liftlm.errors import ConfigError, QuestionsFileError
 from liftlm.models import Model
 from liftlm.storage import canonical_json, write_errors, write_file
 
 Row = dict[str, Any]
+_ADDED = [field.name for field in dataclasses.fields(Answer) if field.name != "question"]
+_LIKE_THIS = 'Write one {"question": "…"} a line.'
 
 
 def read_questions(path: Path) -> list[Row]:
-    """Rows of a JSONL file, each with a non-empty `question` and not yet an `answer`. Raises QuestionsFileError."""
+    """Rows of a JSONL file, each with a `question` and nothing yet under a name that answering adds.
+
+    Raises QuestionsFileError.
+    """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise QuestionsFileError(f"The questions file {path} does not exist.", "Check the path given with --questions.") from None
+        raise QuestionsFileError(
+            f"The questions file {path} does not exist.", "Check the path given with --questions."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise QuestionsFileError(f"The questions file {path} cannot be read: {error}.", "It must be UTF-8 JSON lines.") from error
-    rows: list[Row] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise QuestionsFileError(f"Line {number} of {path} is not JSON: {error}.", 'Write one {"question": "…"} a line.') from None
-        if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
-            raise QuestionsFileError(f"Line {number} of {path} has no question.", 'Write one {"question": "…"} a line.')
-        if "answer" in row:
-            raise QuestionsFileError(
-                f"Line {number} of {path} has an 'answer' already, which would be overwritten.", "Rename it, e.g. to 'expected'."
-            )
-        rows.append(row)
+        raise QuestionsFileError(
+            f"The questions file {path} cannot be read: {error}.", "It must be UTF-8 JSON lines."
+        ) from error
+    rows = [
+        _read_row(line, f"Line {number} of {path}")
+        for number, line in enumerate(text.split("\n"), 1)  # splitlines() would also split at U+2028 inside a question
+        if line.strip()
+    ]
     if not rows:
-        raise QuestionsFileError(f"The questions file {path} holds no questions.", 'Write one {"question": "…"} a line.')
+        raise QuestionsFileError(f"The questions file {path} holds no questions.", _LIKE_THIS)
     return rows
+
+
+def _read_row(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise QuestionsFileError(f"{where} is not JSON: {error}.", _LIKE_THIS) from None
+    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
+        raise QuestionsFileError(f"{where} has no question.", _LIKE_THIS)
+    taken = [name for name in _ADDED if name in row]
+    if taken:
+        raise QuestionsFileError(
+            f"{where} has '{taken[0]}' already, which would be overwritten.", f"Rename it, e.g. to 'given_{taken[0]}'."
+        )
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise QuestionsFileError(f"{where} holds half of a surrogate pair, which is no text.", "Mend it.") from None
+    return row
+
+
+def check_out(out: Path, *sources: Path) -> None:
+    """Fails now, not after an hour's work, where `out` cannot be written or is one of the files that are read.
+
+    Raises ConfigError, NoWritePermissionError, DiskFullError.
+    """
+    with write_errors(out):
+        if out.is_dir():
+            raise ConfigError(f"{out} is a folder.", "Give --out the name of a file.")
+        if any(source.exists() and out.exists() and source.samefile(out) for source in sources):
+            raise ConfigError(f"Answers would overwrite {out}, which is read.", "Give --out another name.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent) as probe:
+            probe.write(b"{}")
 
 
 def answer_rows(
@@ -107,7 +141,8 @@ def _run_id(model: Model, adapter: Adapter | None, rows: list[Row], document: Do
 def _resume(partial: Path, run_id: str) -> dict[int, Row]:
     """Answers that an interrupted run of the same work has left; starts the partial file anew where there are none."""
     done: dict[int, Row] = {}
-    lines = partial.read_text(encoding="utf-8").splitlines() if partial.exists() else []
+    with write_errors(partial):
+        lines = partial.read_bytes().rstrip(b"\n").split(b"\n") if partial.exists() else []
     try:
         if lines and json.loads(lines[0]) == {"run": run_id}:
             for line in lines[1:]:

@@ -1,7 +1,7 @@
 """Cuts a document's tokens into overlapping segments. Pure: knows numbers, not tokenizers or models.
 
-Why overlap: the paper found that without it the model learns pieces but not what follows what (LIFT, section 3.1, "Training
-with segmented inputs": segments of l tokens, s of them shared with the next, s = 3/8 l).
+Why overlap: the paper found that without it the model learns pieces but not what follows what (LIFT, section 3.1,
+"Training with segmented inputs": segments of l tokens, s of them shared with the next, s = 3/8 l).
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ class Segment:
 
 
 def split_into_segments(tokens: Sequence[int], segment_tokens: int = 2048, overlap_tokens: int = 768) -> list[Segment]:
-    """As few segments of at most `segment_tokens` as cover all tokens, each sharing exactly `overlap_tokens` with the next.
+    """As few segments of at most `segment_tokens` as cover all tokens; neighbours share exactly `overlap_tokens`.
 
-    The policy for the rest: instead of full segments and a short last one, the same number of segments is made equally long (to
-    within one token), so that the last is never a sliver: each brings more than a third of (segment_tokens - overlap_tokens) new
-    tokens. No tokens give no segments; a document that fits into one segment is one segment.
+    The policy for the rest: instead of full segments and a short last one, the same number of segments is made equally
+    long (to within one token), so that the last is never a sliver: it brings at least half as many new tokens as a full
+    one, (segment_tokens - overlap_tokens) / 2. No tokens give no segments; a document that fits into one is one.
 
-    The paper's s read the authors' way (segments *start* every s tokens) is `overlap_tokens = segment_tokens - s`.
+    The paper's s read the authors' way (segments *start* every s tokens) is `overlap_tokens = segment_tokens - s`;
+    evened out, they start s apart or a little less.
     Raises ValueError unless 0 <= overlap_tokens < segment_tokens.
     """
     if not 0 <= overlap_tokens < segment_tokens:

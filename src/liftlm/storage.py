@@ -1,8 +1,8 @@
-"""Writing that is whole or not there: files and folders appear under their final name only when they are complete on disk.
+"""Writing that is whole or not there: files and folders get their final name only when they are complete on disk.
 
-A folder is written beside its target, every file flushed to disk, then renamed; the same for single files. A sealed folder also
-holds the SHA-256 of its files. Running out of space or of permission becomes one clear error, and nothing half-written stays.
-Knows nothing of what is in the files.
+A folder is written beside its target, every file flushed to disk, then renamed; the same for single files. A sealed
+folder also holds the SHA-256 of its files. Running out of space or of permission becomes one clear error, and nothing
+half-written stays. Knows nothing of what is in the files.
 """
 
 from __future__ import annotations
@@ -12,16 +12,24 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from liftlm.errors import DiskFullError, LiftError, NoWritePermissionError
 
 SEAL = "checksums.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
+_NO_PERMISSION = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP),
+)
+_MARK = ".writing-"  # .<final name>.writing-<process id> is a draft
+_ASIDE = "old-"  # .<final name>.writing-old-<process id> is what a finished draft is about to replace
 
 
 @contextlib.contextmanager
@@ -32,18 +40,16 @@ def write_errors(path: Path) -> Iterator[None]:
     except LiftError:
         raise
     except Exception as error:
-        # safetensors reports through an exception of its own, with the system's code only in the text
-        code = error.errno if isinstance(error, OSError) else None
-        text = str(error)
-        if code in _NO_SPACE or any(f"os error {number})" in text for number in _NO_SPACE):
+        code = _system_code(error)
+        if code in _NO_SPACE:
             raise DiskFullError(
                 f"No space is left on the disk of {path.parent}.",
                 "Nothing half-written was kept; free some space (`lift library list` shows what is stored) and repeat.",
             ) from error
-        if code in _NO_PERMISSION or any(f"os error {number})" in text for number in _NO_PERMISSION):
+        if code in _NO_PERMISSION:
             raise NoWritePermissionError(
-                f"Cannot write to {path}: {os.strerror(code) if code else text}.",
-                "Choose a folder you may write to (LIFT_HOME for the library).",
+                f"Cannot write to {path}: {os.strerror(code)}.",
+                "Choose a place you may write to (LIFT_HOME moves the library, XDG_CACHE_HOME the built-in model).",
             ) from error
         raise
 
@@ -54,7 +60,8 @@ def new_folder(target: Path, *, sealed: bool = True) -> Iterator[Path]:
 
     An existing `target` is replaced only then. With `sealed`, checksums of all files are written into it.
     """
-    draft = target.with_name(f".{target.name}.writing-{os.getpid()}")
+    target = target.resolve()  # "." has no name
+    draft = _draft(target)
     with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_drafts(target)
@@ -75,20 +82,37 @@ def new_folder(target: Path, *, sealed: bool = True) -> Iterator[Path]:
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Writes one file, whole or not at all."""
-    draft = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    draft = _draft(path)
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_drafts(path)
         try:
             _write_synced(draft, content.encode() if isinstance(content, str) else content)
-            os.replace(draft, path)
+            draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
 
 
 def remove_drafts(target: Path) -> None:
-    """Deletes what a killed process left while writing `target`. Call it only where no other process may be writing it."""
-    for left in target.parent.glob(f".{target.name}.writing-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Deletes what killed processes left while writing `target`; what a living process is writing stays.
+
+    If one died between taking the old one away and putting the new one there, the old one comes back.
+    """
+    if not target.parent.is_dir():
+        return
+    prefix = f".{target.name}{_MARK}"
+    with os.scandir(target.parent) as found:
+        left = [Path(entry.path) for entry in found if entry.name.startswith(prefix)]
+    for path in left:
+        process = path.name.removeprefix(prefix).removeprefix(_ASIDE)
+        if process.isdecimal() and int(process) != os.getpid() and psutil.pid_exists(int(process)):
+            continue
+        if path.name.startswith(prefix + _ASIDE) and not target.exists():
+            path.rename(target)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -96,12 +120,12 @@ def checksums(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): file_sha256(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != SEAL
+        if path.is_file() and path != folder / SEAL
     }
 
 
-def seal_problems(folder: Path) -> list[str]:
-    """What is wrong with a sealed folder, in words; empty when every file is as it was written."""
+def seal_problems(folder: Path, only: str | None = None) -> list[str]:
+    """What is wrong with a sealed folder, in words; with `only`, what is wrong with that one file."""
     try:
         expected = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         if not isinstance(expected, dict):
@@ -109,7 +133,11 @@ def seal_problems(folder: Path) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"{SEAL} cannot be read ({error})"]
     try:
-        found = checksums(folder)
+        if only is None:
+            found = checksums(folder)
+        else:
+            expected = {only: expected.get(only)}
+            found = {only: file_sha256(folder / only)} if (folder / only).is_file() else {}
     except OSError as error:
         return [f"files cannot be read ({error})"]
     problems = [f"{name} is missing" for name in expected if name not in found]
@@ -126,6 +154,18 @@ def file_sha256(path: Path) -> str:
 def canonical_json(value: Any) -> str:
     """One text for one value, for hashing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _system_code(error: Exception) -> int | None:
+    """The operating system's error number; safetensors and shutil carry it in their text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))
+    return int(found[1] or found[2]) if found else None
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(f".{target.name}{_MARK}{os.getpid()}")
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -146,13 +186,13 @@ def _sync(path: Path) -> None:
 def _replace_folder(draft: Path, target: Path) -> None:
     """rename() cannot replace a folder that has files, so an old one steps aside first."""
     if not target.exists():
-        os.rename(draft, target)
+        draft.rename(target)
         return
-    aside = target.with_name(f".{target.name}.writing-old-{os.getpid()}")
-    os.rename(target, aside)
+    aside = target.with_name(f".{target.name}{_MARK}{_ASIDE}{os.getpid()}")
+    target.rename(aside)
     try:
-        os.rename(draft, target)
+        draft.rename(target)
     except OSError:
-        os.rename(aside, target)
+        aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)

@@ -1,36 +1,51 @@
-"""The plain training loop: examples in, a trained adapter on the network out. Resumable, and the same for any number of devices.
+"""The plain training loop: examples in, a trained adapter on the network out. Resumable, and for any number of devices.
 
-accelerate places the network and exchanges gradients, so `accelerate launch` with DDP or FSDP runs this very loop. Stopped at
-any point, even by `kill -9`, the same call continues from its last checkpoint and ends, on a CPU, with the same weights bit for
-bit: the order of examples and the random numbers of a step depend only on the seed and the step. Knows nothing of documents.
+accelerate exchanges gradients, so `accelerate launch` with DDP or FSDP runs this very loop. Stopped at any point, even
+by `kill -9`, the same call continues from its last checkpoint and ends, on a CPU, with the same weights bit for bit:
+the order of examples and the random numbers of a step depend only on seed and step. Knows nothing of documents.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
-import json
 import math
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.nn import Parameter
 
 from liftlm.adapters import AttachedAdapter, use_adapter
-from liftlm.checkpoints import Progress, latest_checkpoint, read_checkpoint, write_checkpoint
+from liftlm.checkpoints import (
+    Progress,
+    append_row,
+    keep_rows,
+    latest_checkpoint,
+    read_checkpoint,
+    whole,
+    write_checkpoint,
+)
 from liftlm.config import LiftConfig, TrainingConfig
-from liftlm.devices import StopRequest, available_memory, current_memory, peak_memory
-from liftlm.errors import NotEnoughMemoryError, TrainingDivergedError
+from liftlm.devices import (
+    StopRequest,
+    available_memory,
+    current_memory,
+    join_processes,
+    peak_memory,
+    return_freed_memory,
+)
+from liftlm.errors import ConfigError, NotEnoughMemoryError, TrainingDivergedError
 from liftlm.examples import NO_LOSS, Example, plan_steps, split_step
 from liftlm.models import Model
-from liftlm.storage import canonical_json
+from liftlm.storage import canonical_json, write_errors
 
 
 @dataclass(frozen=True)
@@ -58,12 +73,13 @@ class TrainingReport:
     seconds: float
     epoch_losses: tuple[float, ...]  # mean next-token loss of each epoch (nats a token)
     tokens_per_second: float
-    peak_memory_bytes: int  # of the process
+    peak_memory_bytes: int  # of the process, on the device that trained
     processes: int
     resumed_from: int | None  # step
 
 
 OnStep = Callable[[StepMetrics], None]
+_METRICS = "metrics.jsonl"
 
 
 def train(
@@ -75,27 +91,32 @@ def train(
     folder: Path | None = None,
     on_step: OnStep = lambda metrics: None,
 ) -> TrainingReport:
-    """Trains the attached adapter `name` on `examples`. With a folder: checkpoints and metrics.jsonl there, and resuming.
+    """Trains the attached adapter `name` on `examples`. With a folder: checkpoints, metrics.jsonl and resuming.
 
     Raises InterruptedWorkError (Ctrl-C; state saved), NotEnoughMemoryError (predicted, or met), TrainingDivergedError.
     """
     if not examples:
         raise ValueError("nothing to train on")
-    with use_adapter(model, name, training=True), _training_mode(model, config.training), StopRequest() as stop:
-        run = _Run(model, model.adapters[name], examples, config, folder)
-        run.resume()
+    return_freed_memory()
+    with StopRequest() as stop, use_adapter(model, name, training=True), _training_mode(model, config.training):
         try:
+            run = _Run(model, model.adapters[name], examples, config, folder)
+            run.resume()
             while run.progress.step < run.total_steps:
                 on_step(run.step())
-                run.maybe_checkpoint()
-                if run.any_process(stop.signal is not None) and run.progress.step < run.total_steps:
-                    run.checkpoint()
-                    raise stop.error(f"Stopped after step {run.progress.step} of {run.total_steps}" + run.kept())
+                signal = run.agree(stop.signal)
+                run.maybe_checkpoint(at_once=signal is not None)
+                if signal is not None:
+                    raise stop.error(signal, f"Stopped after step {run.progress.step} of {run.total_steps}", folder)
             return run.finish()
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
                 raise NotEnoughMemoryError("The machine ran out of memory in training.", _MEMORY_ADVICE) from error
             raise
+
+
+# torch reports exhausted main memory (on Linux and elsewhere), and Apple's GPUs, through plain RuntimeErrors
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class _LossModule(torch.nn.Module):
@@ -106,6 +127,7 @@ class _LossModule(torch.nn.Module):
         self.network: torch.nn.Module = model.network
         self._model = model  # not a module: its tensors are the network's
         self._autocast = autocast
+        self._no_split_modules = getattr(model.network, "_no_split_modules", None)  # FSDP shards these one by one
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, dtype=self._autocast, enabled=self._autocast is not None):
@@ -116,53 +138,91 @@ class _Run:
     """The state of one training run."""
 
     def __init__(
-        self, model: Model, adapter: AttachedAdapter, examples: Sequence[Example], config: LiftConfig, folder: Path | None
+        self,
+        model: Model,
+        adapter: AttachedAdapter,
+        examples: Sequence[Example],
+        config: LiftConfig,
+        folder: Path | None,
     ) -> None:
         self.model, self.adapter, self.examples, self.config, self.folder = model, adapter, examples, config, folder
         self.settings = config.training
-        self.parameters = adapter.parameters()
-        _check_memory(model, self.parameters, examples, self.settings)
-        self.accelerator = Accelerator(cpu=model.device.type == "cpu")
-        low = model.dtype != torch.float32
-        full = config.adapter.kind == "full"
-        optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
-            lr=self.settings.learning_rate,
-            betas=(self.settings.beta1, self.settings.beta2),
-            eps=self.settings.eps,
-            weight_decay=self.settings.weight_decay,
-            fused=model.device.type in ("cpu", "cuda"),
-        )
-        self.module, self.optimizer = self.accelerator.prepare(_LossModule(model, model.dtype if low and full else None), optimizer)
+        _check_memory(model, adapter.parameters(), examples, self.settings)
+        self.accelerator = join_processes(model.device)
+        self.device = self.accelerator.device if self._sharded else model.device
         # float16 gradients underflow without scaling; bfloat16 and float32 have the range
-        self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
-        self.epochs = [plan_steps(examples, self.settings.batch_tokens, epoch, config.seed) for epoch in range(self.settings.epochs)]
-        self.plan = [(epoch, step) for epoch, steps in enumerate(self.epochs) for step in steps]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.dtype == torch.float16)
+        self._prepare()
+        self.plan = [
+            (epoch, step)
+            for epoch in range(self.settings.epochs)
+            for step in plan_steps(examples, self.settings.batch_tokens, epoch, config.seed)
+        ]
         self.total_steps = len(self.plan)
+        self.total_tokens = self.settings.epochs * sum(len(example) for example in examples)
         self.progress = Progress()
         self.resumed_from: int | None = None
         self._saved_at = time.monotonic()
 
-    # --- one step ---------------------------------------------------------------------------------------------------------
+    def _prepare(self) -> None:
+        """The network as this process trains it, what of it may change (by the adapter's names), and the optimiser."""
+        model = self.model
+        if self._sharded:
+            self._check_sharding()
+            # sharding a network cannot be undone; the adapter gets its weights back from the copy in the end
+            model = dataclasses.replace(model, network=copy.deepcopy(model.network))
+        low = model.dtype != torch.float32 and self.config.adapter.kind == "full"
+        module = _LossModule(model, model.dtype if low else None)
+        paths = {id(parameter): path for path, parameter in self.model.network.named_parameters()}
+        held = dict(model.network.named_parameters())
+        parameters = [held[paths[id(parameter)]] for parameter in self.adapter.parameters().values()]
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=self.settings.learning_rate,
+            betas=(self.settings.beta1, self.settings.beta2),
+            eps=self.settings.eps,
+            weight_decay=self.settings.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.module, prepared = self.accelerator.prepare(module, optimizer)
+        self.optimizer: torch.optim.Optimizer = prepared.optimizer  # torch's own inside accelerate's
+        self.optimizer.zero_grad(set_to_none=True)  # a run that failed may have left gradients
+        # under FSDP the optimiser now holds shards, in the same order
+        self.parameters: dict[str, Parameter] = dict(
+            zip(self.adapter.parameters(), self.optimizer.param_groups[0]["params"], strict=True)
+        )
+
+    @property
+    def _sharded(self) -> bool:
+        return str(self.accelerator.distributed_type.value) == "FSDP"
+
+    def _check_sharding(self) -> None:
+        if not self.accelerator.is_fsdp2:
+            raise ConfigError("Training cannot be sharded by version 1 of FSDP.", "Launch with --fsdp_version 2.")
+        if self.scaler.is_enabled():
+            raise ConfigError("Training in float16 cannot be sharded.", "Use --set model.dtype=bfloat16.")
+
+    # --- one step -----------------------------------------------------------------------------------------------------
 
     def step(self) -> StepMetrics:
         started = time.monotonic()
         done = self.progress.step
         epoch, chosen = self.plan[done]
-        torch.manual_seed((self.config.seed << 32) + done)  # dropout; independent of where the run was resumed
+        # dropout: independent of where the run was resumed, and not the same on every process
+        torch.manual_seed(random.Random(f"{self.config.seed}/{done}/{self.accelerator.process_index}").getrandbits(63))
         rate = learning_rate(self.settings, done, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        targets = sum(self.examples[index].targets for index in chosen)
+        targets = max(1, sum(self.examples[index].targets for index in chosen))
         loss = self._accumulate(chosen, targets)
-        self.scaler.unscale_(_plain(self.optimizer))
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm) or 0.0)
+        self.scaler.unscale_(self.optimizer)
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)))
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             raise TrainingDivergedError(
                 f"Training diverged at step {done + 1}: loss {loss}, gradient norm {norm}.",
                 "Lower training.learning_rate, or use model.dtype=float32.",
             )
-        self.scaler.step(_plain(self.optimizer))
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(self.examples[index]) for index in chosen)
@@ -176,7 +236,7 @@ class _Run:
         processes = self.accelerator.num_processes
         micro_batches = split_step(chosen, self.examples, self.settings.micro_batch_tokens, processes)
         mine = micro_batches[self.accelerator.process_index :: processes]
-        total = torch.zeros((), device=self.model.device)
+        total = torch.zeros((), device=self.device)
         for index, micro_batch in enumerate(mine):
             tokens, labels = self._tensors(micro_batch)
             last = index == len(mine) - 1
@@ -189,21 +249,21 @@ class _Run:
 
     def _tensors(self, micro_batch: list[int]) -> tuple[Tensor, Tensor]:
         """(batch, tokens) ids and labels, padded on the right; an empty micro-batch is two tokens without a label."""
-        rows = [self.examples[index] for index in micro_batch] or [Example(self.examples[0].tokens[:2], (NO_LOSS, NO_LOSS))]
+        rows = [self.examples[index] for index in micro_batch] or [
+            Example(self.examples[0].tokens[:2], (NO_LOSS, NO_LOSS))
+        ]
         longest = max(len(row) for row in rows)
         pad = self.model.tokenizer.pad_token_id
         tokens = [[*row.tokens, *[pad] * (longest - len(row))] for row in rows]
         labels = [[*row.labels, *[NO_LOSS] * (longest - len(row))] for row in rows]
-        device = self.model.device
-        return torch.tensor(tokens, device=device), torch.tensor(labels, device=device)
+        return torch.tensor(tokens, device=self.device), torch.tensor(labels, device=self.device)
 
-    # --- measuring --------------------------------------------------------------------------------------------------------
+    # --- measuring ----------------------------------------------------------------------------------------------------
 
     def _metrics(self, epoch: int, loss: float, rate: float, norm: float, tokens: int, seconds: float) -> StepMetrics:
-        done = self.progress.step
-        left = sum(len(self.examples[index]) for _, step in self.plan[done:] for index in step)
+        left = self.total_tokens - self.progress.tokens
         return StepMetrics(
-            step=done,
+            step=self.progress.step,
             steps=self.total_steps,
             epoch=epoch + 1,
             loss=loss,
@@ -211,16 +271,18 @@ class _Run:
             grad_norm=norm,
             tokens=tokens,
             tokens_per_second=tokens / max(seconds, 1e-9),
-            memory_bytes=current_memory(self.model.device),
+            memory_bytes=current_memory(self.device),
             seconds_left=left * self.progress.seconds / max(self.progress.tokens, 1),
         )
 
     def _log(self, metrics: StepMetrics) -> None:
         if self.folder is not None and self.accelerator.is_main_process:
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+            append_row(self.folder / _METRICS, dataclasses.asdict(metrics))
 
     def finish(self) -> TrainingReport:
+        if self._sharded:
+            for name, parameter in self.adapter.parameters().items():
+                parameter.data.copy_(whole(self.parameters[name].detach()))
         self.accelerator.wait_for_everyone()
         progress = self.progress
         return TrainingReport(
@@ -229,17 +291,23 @@ class _Run:
             seconds=progress.seconds,
             epoch_losses=progress.epoch_means(),
             tokens_per_second=progress.tokens / max(progress.seconds, 1e-9),
-            peak_memory_bytes=peak_memory(),
+            peak_memory_bytes=peak_memory(self.device),
             processes=self.accelerator.num_processes,
             resumed_from=self.resumed_from,
         )
 
-    # --- resuming ---------------------------------------------------------------------------------------------------------
+    # --- resuming -----------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
         """Two runs with the same one take the same steps; a checkpoint of another run is not continued."""
-        parts = [self.config.recipe(), self.settings.micro_batch_tokens, self.accelerator.num_processes, str(self.model.dtype)]
-        digest = hashlib.sha256(canonical_json([*parts, self.model.fingerprint, torch.__version__]).encode())
+        parts = [
+            self.config.recipe(),
+            self.settings.micro_batch_tokens,
+            self.accelerator.num_processes,
+            str(self.model.dtype),
+        ]
+        shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
+        digest = hashlib.sha256(canonical_json([*parts, shapes, self.model.fingerprint, torch.__version__]).encode())
         for example in self.examples:
             digest.update(repr((example.tokens, example.labels)).encode())
         return digest.hexdigest()
@@ -247,53 +315,35 @@ class _Run:
     def resume(self) -> None:
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._fingerprint = self.fingerprint()
         found = latest_checkpoint(self.folder, self._fingerprint)
-        if found is not None and not self._sharded:
-            self.progress = read_checkpoint(found, self.parameters, _plain(self.optimizer), self.scaler)
+        if found is not None:
+            self.progress = read_checkpoint(found, self.parameters, self.optimizer, self.scaler)
             self.resumed_from = self.progress.step
         if self.accelerator.is_main_process:
-            self._trim_metrics()
+            keep_rows(self.folder / _METRICS, self.progress.step)  # the steps after it will be taken again
 
-    def _trim_metrics(self) -> None:
-        """Drops the rows of steps that will be taken again."""
-        path = self.folder / "metrics.jsonl" if self.folder else None
-        if path is not None and path.exists():
-            rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text("".join(rows[: self.progress.step]), encoding="utf-8")
-
-    @property
-    def _sharded(self) -> bool:
-        """Under FSDP no process holds all of the state, and checkpoints in mid-run are not written."""
-        return self.accelerator.distributed_type == DistributedType.FSDP
-
-    def maybe_checkpoint(self) -> None:
+    def maybe_checkpoint(self, at_once: bool) -> None:
+        """Saves when it is time, on all processes or on none; always `at_once`; not at the end, where all is done."""
         due = time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
-        if self.any_process(due) and self.progress.step < self.total_steps:
-            self.checkpoint()
+        due = self.agree(int(due)) is not None and self.progress.step < self.total_steps
+        if self.folder is not None and (at_once or due):
+            state = (self.progress, self.parameters, self.optimizer, self.scaler)
+            write_checkpoint(self.folder, self._fingerprint, *state, main=self.accelerator.is_main_process)
+            self.accelerator.wait_for_everyone()
+            self._saved_at = time.monotonic()
 
-    def checkpoint(self) -> None:
-        if self.folder is not None and not self._sharded and self.accelerator.is_main_process:
-            write_checkpoint(
-                self.folder, self._fingerprint, self.progress, self.parameters, _plain(self.optimizer), self.scaler
-            )
-        self.accelerator.wait_for_everyone()
-        self._saved_at = time.monotonic()
-
-    def kept(self) -> str:
-        return "; progress is saved." if self.folder is not None and not self._sharded else "; nothing was to be saved."
-
-    def any_process(self, mine: bool) -> bool:
-        """Whether it is so on any process; all must agree, or they would wait for each other for ever."""
-        if self.accelerator.num_processes == 1:
-            return mine
-        flag = torch.tensor(float(mine), device=self.model.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+    def agree(self, number: int | None) -> int | None:
+        """The largest number of any process, None for zero. What one does all must do, or they wait for each other."""
+        if self.accelerator.num_processes > 1:
+            number = int(self.accelerator.gather(torch.tensor([number or 0], device=self.device)).max())
+        return number or None
 
 
 def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
-    """Of step 0, 1, … : linear warm-up over a fraction of the steps, then constant, or linear or cosine down to zero."""
+    """Of step 0, 1, … : linear warm-up over a fraction of the steps, then constant, or linear or cosine to zero."""
     warmup = round(settings.warmup_fraction * steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / (warmup + 1)
@@ -308,11 +358,13 @@ _MEMORY_ADVICE = (
 )
 
 
-def predict_memory(model: Model, parameters: dict[str, Any], examples: Sequence[Example], settings: TrainingConfig) -> int:
+def predict_memory(
+    model: Model, parameters: dict[str, Any], examples: Sequence[Example], settings: TrainingConfig
+) -> int:
     """Bytes that training takes beyond the loaded model; an estimate from above, calibrated in docs/results/memory.md.
 
-    Optimiser: gradient and two moments for each trainable number. Activations: what the linear layers take in and give out,
-    kept for the backward pass, with a factor for norms, activations and attention between them.
+    Optimiser: gradient and two moments for each trainable number. Activations: what the linear layers take in and give
+    out, kept for the backward pass, with a factor for norms, activations and attention between them.
     """
     trainable = sum(p.numel() for p in parameters.values())
     longest = max(len(example) for example in examples)
@@ -330,7 +382,9 @@ def predict_memory(model: Model, parameters: dict[str, Any], examples: Sequence[
     return int(trainable * 12 + tokens * kept + 5 * (1 << 26))
 
 
-def _check_memory(model: Model, parameters: dict[str, Any], examples: Sequence[Example], settings: TrainingConfig) -> None:
+def _check_memory(
+    model: Model, parameters: dict[str, Any], examples: Sequence[Example], settings: TrainingConfig
+) -> None:
     needed, free = predict_memory(model, parameters, examples, settings), available_memory(model.device)
     if needed > free:
         raise NotEnoughMemoryError(
@@ -339,20 +393,25 @@ def _check_memory(model: Model, parameters: dict[str, Any], examples: Sequence[E
 
 
 @contextlib.contextmanager
-def _training_mode(model: Model, settings: TrainingConfig) -> Any:
-    """Dropout and gradient checkpointing on, and off again."""
-    model.network.train()
-    if settings.gradient_checkpointing:
-        model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def _training_mode(model: Model, settings: TrainingConfig) -> Iterator[None]:
+    """Dropout and gradient checkpointing on, and off again; the caller's random numbers are not touched."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            model.network.train()
+            if settings.gradient_checkpointing:
+                _enable_gradient_checkpointing(model)
+            yield
+        finally:
+            if settings.gradient_checkpointing and model.network.is_gradient_checkpointing:
+                model.network.gradient_checkpointing_disable()
+            model.network.eval()
+
+
+def _enable_gradient_checkpointing(model: Model) -> None:
     try:
-        yield
-    finally:
-        if settings.gradient_checkpointing:
-            model.network.gradient_checkpointing_disable()
-        model.network.eval()
-
-
-def _plain(optimizer: Any) -> torch.optim.Optimizer:
-    """torch's own optimiser inside accelerate's."""
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
+        model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(
+            f"{model.name} does not support gradient checkpointing.", "Use --set training.gradient_checkpointing=false."
+        ) from error

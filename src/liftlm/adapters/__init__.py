@@ -1,7 +1,7 @@
 """What training changes, kept apart from the base model: attach, switch, save, load, remove.
 
-Adapters live on one network under a name. `use_adapter` switches one on (or none) and puts back what was on before, so that
-adapters never leak into each other or into the bare model. Knows nothing of documents or training.
+Adapters live on one network under a name. `use_adapter` switches one on (or none) and puts back what was on before, so
+that adapters never leak into each other or into the bare model. Knows nothing of documents or training.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from liftlm.adapters.full import FullAdapter
 from liftlm.adapters.lora import LoraAdapter
 from liftlm.config import AdapterConfig
+from liftlm.errors import EntryNotFoundError
 from liftlm.models import Model
 
 
@@ -43,53 +44,68 @@ class AttachedAdapter(Protocol):
         """Takes it off the network for good; it must be off."""
 
 
-_ACTIVE = ""  # no adapter may have this name: model.adapters[_ACTIVE] is the name of the one that is on
+_ACTIVE = ""  # no adapter may have this name: model.adapters[_ACTIVE] is (name, training) of the one that is on
 
 
 def attach_adapter(model: Model, name: str, config: AdapterConfig, seed: int) -> AttachedAdapter:
     """Adds a fresh adapter that changes nothing yet (off). Raises ConfigError where the target modules do not exist."""
     if name in model.adapters:
         remove_adapter(model, name)
-    fresh = LoraAdapter(model, name, config, seed) if config.kind == "lora" else FullAdapter(model)
+    with use_adapter(model, None):  # it starts from the bare weights and is off, whatever is on at the moment
+        fresh = LoraAdapter(model, name, config, seed) if config.kind == "lora" else FullAdapter(model)
     model.adapters[name] = fresh
     return fresh
 
 
 def load_adapter(model: Model, name: str, folder: Path) -> AttachedAdapter:
-    """Adds a stored adapter (off). The folder is one that `AttachedAdapter.write` made; nothing is done if it is attached."""
+    """Adds a stored adapter (off) from a folder that `AttachedAdapter.write` made; does nothing if it is attached.
+
+    Raises ConfigError where it does not fit the model.
+    """
     if name not in model.adapters:
         is_lora = (folder / "adapter_config.json").is_file()
-        model.adapters[name] = LoraAdapter.read(model, name, folder) if is_lora else FullAdapter.read(model, folder)
+        with use_adapter(model, None):
+            stored = LoraAdapter.read(model, name, folder) if is_lora else FullAdapter.read(model, folder)
+        model.adapters[name] = stored
     attached: AttachedAdapter = model.adapters[name]
     return attached
 
 
 @contextlib.contextmanager
 def use_adapter(model: Model, name: str | None, training: bool = False) -> Iterator[None]:
-    """Within the block the named adapter is on, or with None the bare base model; afterwards what was on before is on again."""
+    """Within the block the named adapter is on, or with None the bare base model; afterwards all is as it was before.
+
+    Raises EntryNotFoundError where the model has no adapter of that name.
+    """
+    if name is not None and name not in model.adapters:
+        raise EntryNotFoundError(
+            f"The model {model.name} holds no adapter '{name}'.",
+            "Absorb the document with this model, or open its library entry on it.",
+        )
     before = model.adapters.get(_ACTIVE)
-    _switch(model, name, training)
     try:
+        _switch(model, name, training)
         yield
     finally:
-        _switch(model, before, False)
+        if before is not None and before[0] in model.adapters:  # it may have been removed meanwhile
+            _switch(model, *before)
+        else:
+            _switch(model, None)
 
 
 def remove_adapter(model: Model, name: str) -> None:
     """Frees an adapter's memory."""
-    if model.adapters.get(_ACTIVE) == name:
-        _switch(model, None, False)
-    model.adapters.pop(name).remove()
+    with use_adapter(model, None):
+        model.adapters.pop(name).remove()
 
 
-def _switch(model: Model, name: str | None, training: bool) -> None:
-    active = model.adapters.get(_ACTIVE)
+def _switch(model: Model, name: str | None, training: bool = False) -> None:
+    active = model.adapters.pop(_ACTIVE, None)
     if active is not None:
-        model.adapters[active].switch_off()
-        model.adapters[_ACTIVE] = None
+        model.adapters[active[0]].switch_off()
     if name is not None:
         model.adapters[name].switch_on(training)
-        model.adapters[_ACTIVE] = name
+        model.adapters[_ACTIVE] = (name, training)
 
 
 __all__ = ["AttachedAdapter", "attach_adapter", "load_adapter", "remove_adapter", "use_adapter"]

@@ -1,7 +1,7 @@
-"""Every weight of the network as the adapter: a second set of weights that takes the place of the base model's while it is on.
+"""Every weight of the network as the adapter: a second set that takes the place of the base model's while it is on.
 
-Switching exchanges which storage the parameters point to, so nothing is copied and the base weights stay untouched bit for bit.
-While it is trained it is float32 whatever the model's number format is, since small updates vanish in 16 bits.
+Switching exchanges which storage the parameters point to, so nothing is copied and the base weights stay untouched bit
+for bit. While it is trained it is float32 whatever the model's number format is, since small updates vanish in 16 bits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class FullAdapter:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._on = False
-        self._other = {name: p.detach().clone() for name, p in self._base().items()}  # the weights that are not in place
+        # the weights that are not in place: the adapter's own while it is off, the base model's while it is on
+        self._other = {name: p.detach().clone() for name, p in self._base().items()}
 
     @classmethod
     def read(cls, model: Model, folder: Path) -> FullAdapter:
@@ -37,15 +38,14 @@ class FullAdapter:
     def _base(self) -> dict[str, Parameter]:
         """The network's own parameters, tied ones once, without those of any LoRA, named as without PEFT's wrapping."""
         network: torch.nn.Module = self._model.network
-        return {
-            name.replace(".base_layer.", "."): p for name, p in network.named_parameters() if ".lora_" not in name
-        }
+        return {name.replace(".base_layer.", "."): p for name, p in network.named_parameters() if ".lora_" not in name}
 
     def parameters(self) -> dict[str, Parameter]:
         return self._base()
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self._base().items()} if self._on else self._other
+        own = {name: p.detach() for name, p in self._base().items()} if self._on else self._other
+        return {name: tensor.to(self._model.dtype) for name, tensor in own.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         base = self._base()
@@ -59,7 +59,8 @@ class FullAdapter:
             self._other = placed
 
     def switch_on(self, training: bool) -> None:
-        self._cast(torch.float32 if training else self._model.dtype)
+        dtype = torch.float32 if training else self._model.dtype
+        self._other = {name: tensor.to(dtype) for name, tensor in self._other.items()}
         self._exchange()
         for p in self._base().values():
             p.requires_grad_(training)
@@ -67,11 +68,7 @@ class FullAdapter:
     def switch_off(self) -> None:
         for p in self._base().values():
             p.requires_grad_(False)
-        self._exchange()
-        self._cast(self._model.dtype)
-
-    def _cast(self, dtype: torch.dtype) -> None:
-        self._other = {name: tensor.to(dtype) for name, tensor in self._other.items()}
+        self._exchange()  # stays float32 after training, which may go on
 
     def _exchange(self) -> None:
         self._on = not self._on

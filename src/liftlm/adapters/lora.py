@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
+from transformers.pytorch_utils import Conv1D
 
 from liftlm.config import AdapterConfig
 from liftlm.errors import ConfigError
@@ -22,6 +24,9 @@ class LoraAdapter:
 
     def __init__(self, model: Model, name: str, config: AdapterConfig, seed: int) -> None:
         targets = config.target_modules
+        if targets != "all-linear":
+            _check_targets(model, targets)
+        alpha = config.alpha
         self._attach(
             model,
             name,
@@ -29,7 +34,8 @@ class LoraAdapter:
                 task_type="CAUSAL_LM",
                 base_model_name_or_path=str(model.folder),
                 r=config.rank,
-                lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT computes with floats all the same
+                # other programs read adapter_config.json and expect a whole number; PEFT computes with either
+                lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]
                 lora_dropout=config.dropout,
                 target_modules=targets if isinstance(targets, str) else list(targets),
             ),
@@ -41,7 +47,11 @@ class LoraAdapter:
         """A stored one."""
         adapter = cls.__new__(cls)
         adapter._attach(model, name, LoraConfig.from_pretrained(str(folder)), seed=0)
-        adapter.load(load_file(folder / "adapter_model.safetensors"))
+        try:
+            adapter.load(load_file(folder / "adapter_model.safetensors"))
+        except Exception:
+            adapter.remove()
+            raise
         return adapter
 
     def _attach(self, model: Model, name: str, config: Any, seed: int) -> None:
@@ -74,12 +84,15 @@ class LoraAdapter:
         return found
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        result = set_peft_model_state_dict(self._model.peft, tensors, adapter_name=self._name)
-        if result.unexpected_keys:
+        own = {name: tensor.shape for name, tensor in self.tensors().items()}
+        stored = {name: tensor.shape for name, tensor in tensors.items()}
+        wrong = sorted(name for name in own.keys() | stored.keys() if own.get(name) != stored.get(name))
+        if wrong:
             raise ConfigError(
-                f"The adapter does not fit {self._model.name}: it changes '{result.unexpected_keys[0]}', which is not there.",
+                f"The adapter does not fit {self._model.name}: '{wrong[0]}' is missing or of another shape there.",
                 "Use the model it was made for.",
             )
+        set_peft_model_state_dict(self._model.peft, tensors, adapter_name=self._name)
 
     def switch_on(self, training: bool) -> None:
         self._model.peft.base_model.enable_adapter_layers()
@@ -102,3 +115,25 @@ class LoraAdapter:
             warnings.simplefilter("ignore")
             self._model.peft.delete_adapter(self._name)
         self.switch_off()
+
+
+def _check_targets(model: Model, targets: Sequence[str]) -> None:
+    """PEFT passes over names it does not find, and would change the head, which the loss reads without any LoRA."""
+    network: torch.nn.Module = model.network
+    head = model.network.get_output_embeddings()
+    linear = [
+        name
+        for name, module in network.named_modules()
+        # on a network that holds a LoRA, a layer is a wrapper around the base layer and the LoRA's own small ones
+        if isinstance(getattr(module, "base_layer", module), torch.nn.Linear | Conv1D)
+        and module is not head
+        and not name.endswith(".base_layer")
+        and ".lora_" not in name
+    ]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise ConfigError(
+                f"adapter.target_modules names '{target}', which is no linear layer of {model.name} that may change.",
+                f"Use 'all-linear' or some of: {known}.",
+            )

@@ -51,7 +51,11 @@ def is_right(answer: str, row: dict[str, Any]) -> bool:
     text = " ".join(answer.lower().split())
     positions = []
     for key in row["keys"]:
-        found = [match.start() for option in key.lower().split("|") if (match := re.search(rf"(?<!\w){re.escape(option)}", text))]
+        found = [
+            match.start()
+            for option in key.lower().split("|")
+            if (match := re.search(rf"(?<!\w){re.escape(option)}", text))
+        ]
         if not found:
             return False
         positions.append(min(found))
@@ -68,7 +72,9 @@ def run_demo(model: Model, config: LiftConfig, *, out: Path | None = None) -> No
 
     document, rows = load_demo()
     tokens = len(model.encode(document.text))
-    note(f"'{document.title}': {len(document.text.split()):,} words, {tokens:,} tokens; the window holds {model.window:,}.")
+    note(
+        f"'{document.title}': {len(document.text.split()):,} words, {tokens:,} tokens; the window holds {model.window:,}."
+    )
     with TrainingDisplay("Absorbing") as display:
         adapter, new = Library().absorb_once(document, model, config, on_step=display)
     report = adapter.report
@@ -82,7 +88,10 @@ def run_demo(model: Model, config: LiftConfig, *, out: Path | None = None) -> No
             model, adapter if absorbed else None, [row["question"] for row in rows], document=document, config=settings
         )
         seconds[name] = time.monotonic() - started
-    right = {name: [is_right(given.answer, row) for given, row in zip(answers[name], rows, strict=True)] for name, _, _ in _ARMS}
+    right = {
+        name: [is_right(given.answer, row) for given, row in zip(answers[name], rows, strict=True)]
+        for name, _, _ in _ARMS
+    }
     _print(rows, answers, right, seconds)
     print(
         f"\nAbsorbing: {tokens:,} tokens, {report.steps} steps, {minutes(report.seconds)}"
@@ -103,7 +112,10 @@ def run_demo(model: Model, config: LiftConfig, *, out: Path | None = None) -> No
 
 
 def _print(
-    rows: list[dict[str, Any]], answers: dict[str, list[Answer]], right: dict[str, list[bool]], seconds: dict[str, float]
+    rows: list[dict[str, Any]],
+    answers: dict[str, list[Answer]],
+    right: dict[str, list[bool]],
+    seconds: dict[str, float],
 ) -> None:
     console = Console(highlight=False, soft_wrap=True)
     width = max(len(name) for name in answers)
@@ -113,7 +125,9 @@ def _print(
             console.print(f"  {'expected':<{width}}    {row['answer']}", markup=False)
             for name in answers:
                 mark = "✓" if right[name][index] else "·"
-                console.print(f"  {name:<{width}}  {mark} {' '.join(answers[name][index].answer.split())}", markup=False)
+                console.print(
+                    f"  {name:<{width}}  {mark} {' '.join(answers[name][index].answer.split())}", markup=False
+                )
     shown = [index for index, row in enumerate(rows) if row["shown"]]
     print(f"\n{'':<{width}}  shown right  all right  seconds for all")
     for name in answers:

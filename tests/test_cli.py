@@ -1,0 +1,455 @@
+"""The command line as a user meets it: its surface, answers on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import save_model
+from liftlm import __version__
+from liftlm.cli import app, main
+
+TEXT = "The ferryman Oswin Tarrel rang the bell of Corriden on 3 May 1743. " * 8
+# a recipe for tiny models; one thread, since many wait for each other on a busy machine
+SMALL = [
+    part
+    for setting in (
+        "model.threads=1",
+        "segments.segment_tokens=64",
+        "adapter.rank=4",
+        "training.epochs=2",
+        "training.batch_tokens=128",
+        "answering.max_new_tokens=8",
+    )
+    for part in ("--set", setting)
+]
+HEX_ID = r"[0-9a-f]{16}"
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def lift(capsys: pytest.CaptureFixture[str], *arguments: object, stdin: bytes = b"") -> Result:
+    """One call of the command line in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lift", *map(str, arguments)])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ending:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    out, err = capsys.readouterr()
+    assert isinstance(ending.value.code, int)
+    return Result(ending.value.code, out, err)
+
+
+def start(*arguments: object, **more: Any) -> subprocess.Popen[bytes]:
+    """One call of the command line in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | more.pop("env", {})
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
+    return subprocess.Popen([sys.executable, "-m", "liftlm", *map(str, arguments)], env=environment, **pipes)
+
+
+def only_id(home: Path) -> str:
+    (folder,) = (home / "library").iterdir()
+    return folder.name
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    (tmp_path / "book").mkdir()
+    path = tmp_path / "book" / "corriden.md"
+    path.write_text(f"# The bell of Corriden\n\n{TEXT}", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model whose answers have letters in them and differ from question to question."""
+    return save_model(tmp_path_factory.mktemp("talker") / "tiny-talker", "llama-untied", seed=7)
+
+
+# --- the surface ------------------------------------------------------------------------------------------------------
+
+DOCUMENT, ENTRY = ("DOCUMENT", True, None), ("ID", True, None)
+MODEL = {"--model": None, "--window": None, "--config": None, "--set": None}
+SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
+    # command: arguments (name, required, default), options with defaults
+    "absorb": ([DOCUMENT], {"--title": None, **MODEL}),
+    "ask": (
+        [DOCUMENT, ("[QUESTION]", False, None)],
+        {"--questions": None, "--out": None, "--context": None, "--base": False, "--title": None, **MODEL},
+    ),
+    "chat": ([DOCUMENT], {"--context": None, "--base": False, "--title": None, **MODEL}),
+    "demo": ([], {**MODEL, "--window": 2048, "--out": None}),
+    "export": ([ENTRY], {"--to": "required", "--merged": False}),
+    "config": ([], {"--config": None, "--set": None}),
+    "library list": ([], {}),
+    "library show": ([ENTRY], {}),
+    "library remove": ([ENTRY], {}),
+    "library verify": ([("[ID]", False, None)], {}),
+}
+
+
+def found_surface() -> dict[str, Any]:
+    import typer
+
+    surface: dict[str, Any] = {}
+
+    def walk(command: Any, name: str) -> None:
+        for below, child in getattr(command, "commands", {}).items():
+            walk(child, f"{name} {below}".strip())
+        if hasattr(command, "commands"):
+            return
+        arguments, options = [], {}
+        for parameter in command.params:
+            if parameter.param_type_name == "argument":
+                arguments.append((parameter.metavar, parameter.required, parameter.default))
+            else:
+                (flag,) = parameter.opts
+                assert not parameter.secondary_opts, "no --no-… twins"
+                options[flag] = "required" if parameter.required else parameter.default
+        surface[name] = (arguments, options)
+
+    walk(typer.main.get_command(app), "")
+    return surface
+
+
+def test_the_surface_is_what_it_was() -> None:
+    assert found_surface() == SURFACE
+
+
+def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, (_, options) in SURFACE.items():
+        result = lift(capsys, *command.split(), "--help")
+        assert (result.code, result.err) == (0, "")
+        lines = [line for line in result.out.splitlines() if line.strip().startswith("--")]
+        assert {line.split()[0].rstrip(",") for line in lines} == {*options, "--help"}, command
+        assert f"Usage: lift {command} " in result.out
+
+
+def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lift(capsys, "--version") == Result(0, f"{__version__}\n", "")
+    assert "Usage: lift" in "".join([lift(capsys).out, lift(capsys).err])
+
+
+def test_light_commands_do_not_load_torch(home: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom liftlm.cli import main\n"
+        "for line in sys.argv.pop().split(';'):\n"
+        "    sys.argv = ['lift', *line.split()]\n"
+        "    try:\n        main()\n    except SystemExit:\n        pass\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'accelerate'} & set(sys.modules)))\n"
+    )
+    commands = f"--help;ask --help;config;library list;library verify;library show abc;ask {tmp_path}/missing Who?"
+    done = subprocess.run([sys.executable, "-c", code, commands], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# --- ask --------------------------------------------------------------------------------------------------------------
+
+
+def test_ask_absorbs_once_and_answers_on_standard_output(
+    capsys: pytest.CaptureFixture[str], book: Path, talker: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    from liftlm import answer, load_config, load_document, load_model
+    from liftlm.library import Library
+
+    arguments = ["ask", book, "Who rang the bell?", "--model", talker, *SMALL]
+    first = lift(capsys, *arguments)
+    assert first.code == 0 and f"Library id {only_id(home)}." in first.err and "tokens/s" in first.err
+    monkeypatch.setattr("liftlm.absorbing.train", lambda *arguments, **more: pytest.fail("trained again"))
+    second = lift(capsys, *arguments)
+    assert (second.code, second.out) == (0, first.out)
+    assert f"From the library: 'The bell of Corriden' (id {only_id(home)})." in second.err
+    assert "lift+icl · " in second.err and "answer tokens" in second.err
+    # the same through the Python API
+    model = load_model(str(talker))
+    config = load_config(None, SMALL[1::2])
+    adapter = Library().open(only_id(home), model)
+    given = answer(model, adapter, "Who rang the bell?", document=load_document(book), config=config)
+    assert first.out.strip() == given.answer != ""
+
+
+def test_without_the_text_and_without_the_adapter(
+    capsys: pytest.CaptureFixture[str], book: Path, talker: Path, home: Path
+) -> None:
+    arguments = ["ask", book, "Who rang the bell?", "--model", talker, *SMALL]
+    base = lift(capsys, *arguments, "--base")
+    assert base.code == 0 and "icl · " in base.err and "lift" not in base.err and not home.exists()
+    closed = lift(capsys, *arguments, "--base", "--context", "none")
+    assert "closed-book · " in closed.err and "(0 of the document)" in closed.err and closed.out != base.out
+    alone = lift(capsys, *arguments, "--context", "none")
+    assert "lift · " in alone.err and alone.out != closed.out
+
+
+def test_a_document_from_standard_input_is_the_same_document(
+    capsys: pytest.CaptureFixture[str], book: Path, tiny_folder: Path, home: Path
+) -> None:
+    more = ["--model", tiny_folder, *SMALL]
+    absorbed = lift(capsys, "absorb", "-", *more, stdin=book.read_bytes())
+    assert (absorbed.code, absorbed.out) == (0, f"{only_id(home)}  The bell of Corriden\n")
+    again = lift(capsys, "absorb", book, *more)
+    assert again.out == f"{only_id(home)}  The bell of Corriden  (was in the library)\n"
+    assert lift(capsys, "ask", "-", "Who?", *more, stdin=book.read_bytes()).err.startswith("From the library")
+    titled = lift(capsys, "absorb", "-", "--title", "Another", *more, stdin=book.read_bytes())
+    assert titled.out.endswith("  Another\n") and len(list((home / "library").iterdir())) == 2
+
+
+def test_a_document_shorter_than_a_segment_works_with_a_note(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("Oswin rang.")
+    arguments = ["ask", tmp_path / "short.txt", "Who rang?", "--model", tiny_folder, *SMALL]
+    result = lift(capsys, *arguments)
+    assert result.code == 0 and "less than one segment of 64: it is one piece" in result.err
+    assert "in 1 segments" in result.err
+    assert "less than one segment" not in lift(capsys, *arguments).err  # said when it is absorbed
+
+
+def test_ask_by_library_id_from_any_folder(
+    capsys: pytest.CaptureFixture[str], book: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.chdir(tiny_folder.parent)
+    more = SMALL[:2] + SMALL[-2:]
+    lift(capsys, "absorb", book, "--model", tiny_folder.name, *SMALL)  # a relative path
+    by_file = lift(capsys, "ask", book, "Who rang?", "--model", tiny_folder.name, *SMALL)
+    monkeypatch.chdir(book.parent)
+    entry_id = only_id(home)
+    result = lift(capsys, "ask", entry_id[:6], "Who rang?", *more)  # model and text come from the entry
+    assert (result.code, result.out) == (0, by_file.out)
+    assert f"From the library: 'The bell of Corriden' (id {entry_id})." in result.err
+    assert lift(capsys, "ask", entry_id, "Who rang?", "--base", *more).code == 0
+    # what would be ignored is refused; what was used then may be said again
+    other = lift(capsys, "ask", entry_id, "Who?", "--set", "training.epochs=9", *more)
+    assert other.code == 2 and "absorbed with another training.epochs than 9" in other.err
+    assert lift(capsys, "ask", entry_id, "Who?", *SMALL).code == 0
+    assert lift(capsys, "ask", entry_id, "Who?", "--set", "seed=3", *more).code == 0  # of sampling
+    # a file of that name comes first
+    Path(entry_id).write_text("Another text altogether.")
+    named = lift(capsys, "ask", entry_id, "Who rang?", "--model", tiny_folder, *SMALL)
+    assert named.code == 0 and "Absorbed" in named.err
+
+
+def test_ids_that_are_none_several_or_of_another_model(
+    capsys: pytest.CaptureFixture[str], book: Path, tiny_folder: Path, home: Path, tmp_path: Path
+) -> None:
+    lift(capsys, "absorb", book, "--model", tiny_folder, *SMALL)
+    entry_id = only_id(home)
+    (home / "library" / (entry_id[:-1] + "x")).mkdir()
+    several = lift(capsys, "ask", entry_id[:8], "Who?")
+    assert several.code == 42 and f"2 entries of the library begin with '{entry_id[:8]}'" in several.err
+    missing = "0" * 16 if entry_id[0] != "0" else "1" * 16
+    assert lift(capsys, "library", "show", missing).code == 42
+    assert lift(capsys, "ask", missing, "Who?").code == 10
+    other = save_model(tmp_path / "other", seed=1)
+    result = lift(capsys, "ask", entry_id, "Who?", "--model", other)
+    assert result.code == 20 and f"was absorbed by {tiny_folder}, not by {other}" in result.err
+
+
+def test_unicode_goes_in_and_out(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path) -> None:
+    (tmp_path / "kühe.txt").write_text("Ωμέγα — 牛 🐄\u2028" * 30, encoding="utf-8")
+    typed = "wer läutete? 牛".encode("latin-1", "replace").decode("utf-8", "surrogateescape")  # in a Latin-1 terminal
+    arguments = ["ask", tmp_path / "kühe.txt", typed, "--model", tiny_folder, *SMALL]
+    assert lift(capsys, *arguments).code == 0
+    assert "kühe" in lift(capsys, *arguments).err
+    poor = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", poor)
+        assert lift(capsys, "library", "list").code == 0
+    assert poor.seek(0) == 0 and "MB  k?he" in poor.read()
+    folder = tmp_path / "modèle 🐄"
+    folder.symlink_to(tiny_folder)
+    assert lift(capsys, "ask", tmp_path / "kühe.txt", "牛?", "--model", folder, *SMALL).code == 0
+
+
+# --- chat -------------------------------------------------------------------------------------------------------------
+
+
+def test_chat(capsys: pytest.CaptureFixture[str], book: Path, talker: Path) -> None:
+    more = ["--model", talker, *SMALL]
+    long = "long " * 300
+    lines = f"Who rang the bell?\n\n{long}\nWhen?\n/quit\nnever asked\n".encode()
+    result = lift(capsys, "chat", book, *more, stdin=lines)
+    assert result.code == 0 and "About 'The bell of Corriden'." in result.err
+    assert result.err.count("Error: The question takes") == 1 and ">" not in result.err  # no prompt without a terminal
+    first = lift(capsys, "ask", book, "Who rang the bell?", *more)
+    assert result.out.startswith(first.out) and len(result.out) > len(first.out)  # and the second answer
+    assert lift(capsys, "chat", book, "--base", *more, stdin=b"").out == ""  # Ctrl-D
+    assert lift(capsys, "chat", book, "--base", *more, stdin=b"Wer l\xe4utete?").code == 0  # Latin-1
+    result = lift(capsys, "chat", "-", stdin=b"text")
+    assert result.code == 2 and "standard input" in result.err
+
+
+# --- library, export, config ------------------------------------------------------------------------------------------
+
+
+def test_library_commands(
+    capsys: pytest.CaptureFixture[str], book: Path, tiny_folder: Path, home: Path, tmp_path: Path
+) -> None:
+    for command in ("list", "verify"):
+        empty = lift(capsys, "library", command)
+        assert empty == Result(0, "", f"The library at {home} is empty.\n")
+    lift(capsys, "absorb", book, "--model", tiny_folder, *SMALL)
+    entry_id = only_id(home)
+    (line,) = lift(capsys, "library", "list").out.splitlines()
+    assert line.startswith(f"{entry_id}  20") and line.endswith("  The bell of Corriden") and "tiny-llama" in line
+    card = json.loads(lift(capsys, "library", "show", entry_id[:4]).out)
+    assert card["title"] == "The bell of Corriden" and card["config"]["training"]["epochs"] == 2
+    assert card["model"]["folder"] == str(tiny_folder) and card["machine"]["packages"]["torch"]
+    assert lift(capsys, "library", "verify") == Result(0, f"{entry_id}  whole\n", "")
+    (home / "library" / entry_id / "document.txt").write_text("forged")
+    result = lift(capsys, "library", "verify", entry_id[:8])
+    assert (result.code, result.out) == (41, f"{entry_id}  document.txt was changed\n")
+    assert "Damaged entries: 1 of 1" in result.err
+    for target in ("..", ".", "", "../unfinished", str(tmp_path), "*", f"{entry_id}/adapter"):
+        for command in ("remove", "show", "verify"):
+            assert lift(capsys, "library", command, target).code == 42
+    assert lift(capsys, "library", "remove", entry_id[:8]) == Result(0, "", f"Removed {entry_id}.\n")
+    assert book.exists() and list((home / "library").iterdir()) == []
+
+
+def test_export_commands(
+    capsys: pytest.CaptureFixture[str], book: Path, tiny_folder: Path, home: Path, tmp_path: Path
+) -> None:
+    lift(capsys, "absorb", book, "--model", tiny_folder, *SMALL)
+    target = tmp_path / "new" / "adapter"
+    assert lift(capsys, "export", only_id(home)[:5], "--to", target).code == 0
+    assert sorted(path.name for path in target.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    for existing in (target, tmp_path, "."):
+        again = lift(capsys, "export", only_id(home), "--to", existing)
+        assert again.code == 2 and "exists already" in again.err
+    assert lift(capsys, "export", only_id(home), "--to", tmp_path / "merged", "--merged").code == 0
+    assert lift(capsys, "ask", book, "Who?", "--base", "--model", tmp_path / "merged", *SMALL).code == 0
+    assert lift(capsys, "export", only_id(home), "--to", book / "below").code == 31
+
+
+def test_config_prints_what_it_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from liftlm import LiftConfig, load_config
+
+    assert load_config(None) == LiftConfig()
+    printed = lift(capsys, "config", "--set", "training.epochs=7", "--set", "adapter.target_modules=[q_proj]")
+    (tmp_path / "a.yaml").write_text(printed.out)
+    config = load_config(tmp_path / "a.yaml")
+    assert config.training.epochs == 7 and config.adapter.target_modules == ("q_proj",)
+    assert lift(capsys, "config", "--config", tmp_path / "a.yaml") == printed
+    assert lift(capsys, "config", "--set", "training.epoch=7").code == 2
+
+
+# --- terminals, pipes and signals -------------------------------------------------------------------------------------
+
+
+def metrics(step: int, steps: int = 40) -> Any:
+    from liftlm.training import StepMetrics
+
+    return StepMetrics(
+        step=step,
+        steps=steps,
+        epoch=1,
+        loss=2.5,
+        learning_rate=1e-3,
+        grad_norm=1.0,
+        tokens=128,
+        tokens_per_second=512.4,
+        memory_bytes=1_500_000_000,
+        seconds_left=75.0,
+    )
+
+
+@pytest.mark.parametrize("title", ["[/red] and [bold]brackets[/bold] :smile:", "x" * 200])
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, title: str) -> None:
+    from rich.console import Console
+
+    from liftlm import display
+
+    screen = io.StringIO()
+    monkeypatch.setattr(display, "console", Console(file=screen, force_terminal=True, width=120, emoji=False))
+    with display.TrainingDisplay(title) as shown:
+        shown(metrics(1))
+        shown(metrics(40))
+    text = screen.getvalue()
+    assert (
+        title[:35] in text and "40/40" in text and "512 tokens/s" in text and "1:15 left" in text and "1.5 GB" in text
+    )
+    assert "\n\n" not in text  # the bar fits on its line
+
+
+def test_progress_elsewhere_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from liftlm import display
+
+    clock = [100.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    with display.TrainingDisplay("Absorbing 'a [b] :smile:'") as shown:
+        for step in range(1, 41):
+            shown(metrics(step))
+            clock[0] += 1.0
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and [line.split(" step ")[1].split("/")[0] for line in lines] == ["1", "11", "21", "31", "40"]
+    assert lines[0].startswith("Absorbing 'a [b] :smile:': step 1/40 · epoch 1 · loss 2.500 · 512 tokens/s")
+
+
+def test_times_are_readable() -> None:
+    from liftlm.display import minutes
+
+    assert [minutes(seconds) for seconds in (0, 59.4, 59.6, 3599.4, 3600, 90061)] == [
+        *("0:00", "0:59", "1:00", "59:59", "1:00:00", "25:01:01"),
+    ]
+
+
+@pytest.mark.parametrize("command", ["config", "ask"])
+def test_a_reader_that_stops_reading(
+    capsys: pytest.CaptureFixture[str], command: str, book: Path, talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lift … | head -0`: short output fails when it is flushed, streamed output at once."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w"))
+    more = [book, "Who rang?", "--base", "--model", talker, *SMALL] if command == "ask" else []
+    result = lift(capsys, command, *more)
+    assert result == Result(141, "", "")
+
+
+def test_other_processes_of_a_launch_are_silent(
+    capsys: pytest.CaptureFixture[str], book: Path, talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from liftlm.display import console
+
+    arguments = [book, "--model", talker, *SMALL]
+    assert lift(capsys, "absorb", *arguments).code == 0
+    monkeypatch.setenv("RANK", "1")
+    try:
+        assert lift(capsys, "absorb", *arguments) == Result(0, "", "")
+        assert lift(capsys, "ask", book, "Who?", *arguments[1:]) == Result(0, "", "")
+    finally:
+        console.quiet = False
+
+
+def test_a_process_of_its_own(book: Path, talker: Path) -> None:
+    """`python -m liftlm` in a Latin-1 terminal, ended by SIGTERM between two turns."""
+    process = start("chat", book, "--base", "--model", talker, *SMALL, env={"PYTHONIOENCODING": "latin-1"})
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("Wer läutete?\n".encode("latin-1"))
+    process.stdin.flush()
+    assert process.stdout.readline() != b""
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and b"Stopped by SIGTERM" in err and b"Traceback" not in err
