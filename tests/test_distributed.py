@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import save_model
 from safetensors.torch import load_file
+
+from conftest import save_model
 
 TEXT = "The ferryman Oswin Tarrel rang the bell of Corriden on 3 May 1743. " * 20
 SETTINGS = [

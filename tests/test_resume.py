@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_model
 
+from conftest import save_model
 from liftlm import Document, LiftConfig, absorb, load_config, load_model
 from liftlm.errors import InterruptedWorkError, TerminatedWorkError
 

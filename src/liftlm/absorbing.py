@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from liftlm.adapters import attach_adapter
+from liftlm.adapters import attach_adapter, remove_adapter
 from liftlm.config import LiftConfig
 from liftlm.documents import Document
 from liftlm.errors import EmptyDocumentError
@@ -39,8 +39,8 @@ def absorb(
 ) -> Adapter:
     """Fine-tunes a fresh adapter on overlapping segments of the document (LIFT, section 3.1).
 
-    With a folder, checkpoints and metrics.jsonl go there and an interrupted call continues where it stopped; without one nothing
-    is written. `Library.absorb_once` does this and keeps the result. Raises what `train` raises, and EmptyDocumentError.
+    With a folder, checkpoints and metrics.jsonl go there and an interrupted call continues where it stopped; without one
+    nothing is written. `Library.absorb_once` does this and keeps the result. Raises what `train` raises, and EmptyDocumentError.
     """
     config = model.resolve(config or LiftConfig())
     # 1. the document, in pieces that fit the window and overlap, so that what follows what is learnt too
@@ -56,7 +56,11 @@ def absorb(
     name = adapter_id(document, model, config)
     attach_adapter(model, name, config.adapter, config.seed)
     # 4. learn
-    report = train(model, name, examples, config, folder=folder, on_step=on_step)
+    try:
+        report = train(model, name, examples, config, folder=folder, on_step=on_step)
+    except BaseException:
+        remove_adapter(model, name)  # nobody may take a half-trained one for the real one
+        raise
     return Adapter(name, document, len(tokens), len(segments), config, report)
 
 

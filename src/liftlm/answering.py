@@ -59,7 +59,7 @@ def answer(
     config: LiftConfig | None = None,
     on_text: OnText | None = None,
 ) -> Answer:
-    """Answers one question. Without an adapter the base model answers (about `document`); `on_text` receives the text as it comes.
+    """Answers one question. Without an adapter the base model answers (about `document`); `on_text` hears the text as it comes.
 
     Raises QuestionTooLongError where the question alone does not fit the window.
     """
@@ -115,7 +115,7 @@ def check_questions(model: Model, document: Document, questions: Sequence[str], 
 
 
 class Conversation:
-    """Questions and answers that refer to each other. Old turns leave when the window is full; then the text gets what is left."""
+    """Questions and answers that refer to each other. Old turns leave when the window is full; the text gets what is left."""
 
     def __init__(
         self,
@@ -139,20 +139,21 @@ class Conversation:
     def ask(self, question: str, on_text: OnText | None = None) -> Answer:
         """Answers in the light of the turns before. Raises QuestionTooLongError (the conversation goes on unchanged)."""
         settings = self._config.answering
+        kept = list(self._history)
         while True:
             try:
                 prompt = _build_prompt(
-                    self._model, self._document.title, 0, question, self._tokens, settings, history=self._history
+                    self._model, self._document.title, 0, question, self._tokens, settings, history=kept
                 )
                 break
             except QuestionTooLongError:
-                if not self._history:
+                if not kept:
                     raise
-                self._history.pop(0)
+                kept.pop(0)
         started = time.monotonic()
         with use_adapter(self._model, self._adapter.id if self._adapter else None):
             text, count = _generate(self._model, [prompt.tokens], settings, self._config.seed, on_text, None)[0]
-        self._history.append((question, text))
+        self._history = [*kept, (question, text)]
         return Answer(
             question=question,
             answer=text,
@@ -276,15 +277,25 @@ def _batches(prompts: Sequence[_Prompt], batch_tokens: int) -> Iterator[list[_Pr
 
 
 class _Streamer(TextStreamer):  # type: ignore[misc]
-    """Hands on text as soon as it is certain, up to a stop text."""
+    """Hands on the answer's text as soon as it is certain: no white space around it, nothing from a stop text on."""
 
-    def __init__(self, tokenizer: Any, on_text: OnText) -> None:
+    def __init__(self, tokenizer: Any, on_text: OnText, stops: Sequence[str]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text = on_text
+        self._on_text, self._stops = on_text, stops
+        self._text, self._told = "", 0
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self._on_text(text)
+        self._text += text
+        certain = _before_stops(self._text, self._stops)
+        if not stream_end and len(certain) == len(self._text):  # what may yet become a stop text has to wait
+            held = max(
+                (n for stop in self._stops for n in range(1, len(stop)) if certain.endswith(stop[:n])), default=0
+            )
+            certain = certain[: len(certain) - held]
+        certain = certain.strip()
+        if len(certain) > self._told:
+            self._on_text(certain[self._told :])
+            self._told = len(certain)
 
 
 @torch.inference_mode()
@@ -319,7 +330,7 @@ def _generate(
         options["past_key_values"].batch_repeat_interleave(len(prompts))
     if stops:
         options |= {"stop_strings": stops, "tokenizer": tokenizer}
-    streamer = _Streamer(tokenizer, on_text) if on_text is not None else None
+    streamer = _Streamer(tokenizer, on_text, stops) if on_text is not None else None
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         output: Any = model.network.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **options)  # type: ignore[operator]
@@ -331,7 +342,10 @@ def _finish(model: Model, tokens: list[int], stops: Sequence[str]) -> tuple[str,
     ends = model.network.generation_config.eos_token_id  # type: ignore[union-attr]
     ends = set(ends if isinstance(ends, list) else [ends]) | {model.tokenizer.eos_token_id}
     count = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
-    text = model.decode(tokens[:count])
+    return _before_stops(model.decode(tokens[:count]), stops).strip(), count
+
+
+def _before_stops(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.partition(stop)[0]
-    return text.strip(), count
+    return text

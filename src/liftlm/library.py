@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from liftlm.absorbing import Adapter, absorb, adapter_id
-from liftlm.adapters import load_adapter, remove_adapter, use_adapter
+from liftlm.adapters import load_adapter, use_adapter
 from liftlm.config import LiftConfig, ModelConfig, parse_config
 from liftlm.devices import describe_machine
 from liftlm.documents import Document
@@ -79,10 +79,6 @@ class Library(Shelf):
                     self._store(adapter, model, work)
                 PartialState().wait_for_everyone()
                 return adapter, True
-            except BaseException:
-                if entry_id in model.adapters:  # half trained: `open` must not take it for the stored one later
-                    remove_adapter(model, entry_id)
-                raise
             finally:
                 with contextlib.suppress(OSError):
                     work.rmdir()  # where it failed before there was anything to keep

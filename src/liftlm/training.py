@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +35,6 @@ from liftlm.checkpoints import (
 from liftlm.config import LiftConfig, TrainingConfig
 from liftlm.devices import (
     StopRequest,
-    available_memory,
     current_memory,
     join_processes,
     peak_memory,
@@ -44,6 +42,7 @@ from liftlm.devices import (
 )
 from liftlm.errors import ConfigError, NotEnoughMemoryError, TrainingDivergedError
 from liftlm.examples import NO_LOSS, Example, plan_steps, split_step
+from liftlm.memory import MEMORY_ADVICE, check_memory
 from liftlm.models import Model
 from liftlm.storage import canonical_json, write_errors
 
@@ -111,7 +110,7 @@ def train(
             return run.finish()
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
-                raise NotEnoughMemoryError("The machine ran out of memory in training.", _MEMORY_ADVICE) from error
+                raise NotEnoughMemoryError("The machine ran out of memory in training.", MEMORY_ADVICE) from error
             raise
 
 
@@ -147,7 +146,7 @@ class _Run:
     ) -> None:
         self.model, self.adapter, self.examples, self.config, self.folder = model, adapter, examples, config, folder
         self.settings = config.training
-        _check_memory(model, adapter.parameters(), examples, self.settings)
+        check_memory(model, adapter.parameters(), examples, self.settings)
         self.accelerator = join_processes(model.device)
         self.device = self.accelerator.device if self._sharded else model.device
         # float16 gradients underflow without scaling; bfloat16 and float32 have the range
@@ -350,46 +349,6 @@ def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
     part = (step - warmup) / max(1, steps - warmup)  # 0 … just below 1
     factor = {"constant": 1.0, "linear": 1 - part, "cosine": (1 + math.cos(math.pi * part)) / 2}[settings.schedule]
     return settings.learning_rate * factor
-
-
-_MEMORY_ADVICE = (
-    "Lower training.micro_batch_tokens or segments.segment_tokens, or set training.gradient_checkpointing=true; "
-    "a smaller adapter.rank helps a little."
-)
-
-
-def predict_memory(
-    model: Model, parameters: dict[str, Any], examples: Sequence[Example], settings: TrainingConfig
-) -> int:
-    """Bytes that training takes beyond the loaded model; an estimate from above, calibrated in docs/results/memory.md.
-
-    Optimiser: gradient and two moments for each trainable number. Activations: what the linear layers take in and give
-    out, kept for the backward pass, with a factor for norms, activations and attention between them.
-    """
-    trainable = sum(p.numel() for p in parameters.values())
-    longest = max(len(example) for example in examples)
-    tokens = max(longest, min(settings.micro_batch_tokens, settings.batch_tokens))
-    shapes = [p.shape for name, p in model.network.named_parameters() if p.dim() == 2 and ".lora_" not in name]
-    head = model.network.get_output_embeddings()
-    vocabulary = head.weight.shape[0] if head is not None else 0
-    through = sum(sum(shape) for shape in shapes if vocabulary not in shape)
-    layers = int(getattr(model.network.config.get_text_config(), "num_hidden_layers", 1))
-    hidden = int(getattr(model.network.config.get_text_config(), "hidden_size", 1024))
-    width = model.dtype.itemsize
-    kept = through * width * 1.6
-    if settings.gradient_checkpointing:
-        kept = layers * hidden * width + kept / layers
-    return int(trainable * 12 + tokens * kept + 5 * (1 << 26))
-
-
-def _check_memory(
-    model: Model, parameters: dict[str, Any], examples: Sequence[Example], settings: TrainingConfig
-) -> None:
-    needed, free = predict_memory(model, parameters, examples, settings), available_memory(model.device)
-    if needed > free:
-        raise NotEnoughMemoryError(
-            f"Training needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free.", _MEMORY_ADVICE
-        )
 
 
 @contextlib.contextmanager
