@@ -97,7 +97,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
         {"--questions": None, "--out": None, "--context": None, "--base": False, "--title": None, **MODEL},
     ),
     "chat": ([DOCUMENT], {"--context": None, "--base": False, "--title": None, **MODEL}),
-    "demo": ([], {**MODEL, "--window": 2048, "--out": None}),
+    "demo": ([], {**MODEL, "--window": 2048, "--all": False, "--out": None}),
     "export": ([ENTRY], {"--to": "required", "--merged": False}),
     "config": ([], {"--config": None, "--set": None}),
     "library list": ([], {}),

@@ -1,67 +1,159 @@
-"""Two processes on CPU (gloo) make the adapter of one, at equal global batch, to rounding."""
+"""Several processes on CPU (gloo) make the adapter of one, at equal global batch, to rounding: DDP and, sharded, FSDP."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from conftest import save_model
+from liftlm import Document, LiftConfig, load_config, load_model
+from liftlm.adapters import attach_adapter
+from liftlm.examples import make_examples, plan_steps, split_step
+from liftlm.library import Library
+from liftlm.segments import split_into_segments
 
-TEXT = "The ferryman Oswin Tarrel rang the bell of Corriden on 3 May 1743. " * 20
+TEXT = "The ferryman Oswin Tarrel rang the bell of Corriden on 3 May 1743. " * 21
 SETTINGS = [
+    "model.device=cpu",
+    "model.dtype=float32",
     "segments.segment_tokens=64",
     "adapter.rank=4",
     "training.epochs=2",
-    "training.batch_tokens=200",
+    "training.batch_tokens=270",
+    "training.micro_batch_tokens=64",  # so that each process adds up several
     "training.learning_rate=5e-3",
 ]
+# One of the processes, as `python -m liftlm` would be; it can also be told to behave as below. accelerate never shards
+# on CPUs, so a process that is to do it must say it had GPUs; all that follows is as on GPUs, with gloo between.
+WORKER = """
+import os, signal
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+import liftlm.training
+from liftlm.cli import main
+
+sharded, stop_at = os.environ["TEST_SHARDED"] == "yes", int(os.environ["TEST_STOP_AT"])
+PartialState(cpu=True)
+if sharded:
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+take_step = liftlm.training._Run.step
+
+def step(run):
+    assert all(type(p).__name__ == ("DTensor" if sharded else "Parameter") for p in run.parameters.values())
+    metrics = take_step(run)
+    if metrics.step == stop_at and PartialState().process_index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)  # only one of the processes hears of it
+    return metrics
+
+liftlm.training._Run.step = step
+main()
+"""
+DDP = ["--multi_gpu"]  # on a machine without GPUs: gloo; `--cpu` alone starts a single process
+FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+Tensors = dict[str, torch.Tensor]
 
 
-def free_port() -> int:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "corriden.txt").write_text(TEXT)
+    (tmp_path / "worker.py").write_text(WORKER)
+    return save_model(tmp_path / "m")
+
+
+def config(*more: str) -> LiftConfig:
+    return load_config(None, [*SETTINGS, *more])
+
+
+def launch(folder: Path, home: str, kind: list[str], *more: str, stop_at: int = 0) -> subprocess.CompletedProcess[str]:
+    """`lift absorb` in two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    command += [str(folder.parent / "worker.py"), "absorb", str(folder.parent / "corriden.txt"), "--model", str(folder)]
+    command += [part for setting in [*SETTINGS, *more] for part in ("--set", setting)]
+    told = {"TEST_SHARDED": "yes" if kind == FSDP else "no", "TEST_STOP_AT": str(stop_at)}
+    environment = os.environ | told | {"LIFT_HOME": str(folder.parent / home), "OMP_NUM_THREADS": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-def absorb(tmp_path: Path, home: str, processes: int, *more: str) -> tuple[dict[str, torch.Tensor], str]:
-    text = tmp_path / "corriden.txt"
-    text.write_text(TEXT)
-    program = ["liftlm", "absorb", str(text), "--model", str(tmp_path / "m")]
-    program += [part for setting in [*SETTINGS, *more] for part in ("--set", setting)]
-    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), "-m"]
-    command = [sys.executable, "-m", *(launcher if processes > 1 else []), *program]
-    result = subprocess.run(
-        command,
-        env=os.environ | {"LIFT_HOME": str(tmp_path / home), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+def stored(folder: Path, home: str) -> Tensors:
+    """The adapter of the one entry that a launch must have made, and made with two processes."""
+    (entry,) = (folder.parent / home / "library").glob("[!.]*")
+    assert json.loads((entry / "entry.json").read_text())["report"]["processes"] == 2
+    assert Library(folder.parent / home).problems(entry.name) == []
+    assert not list((folder.parent / home).glob("unfinished/*"))
+    (file,) = (entry / "adapter").glob("*.safetensors")
+    return load_file(file)
+
+
+def alone(folder: Path, settings: LiftConfig, *, trained: bool = True) -> Tensors:
+    """The adapter that this process makes, or with which it begins."""
+    model = load_model(str(folder), settings.model)
+    if trained:
+        document = Document(title="corriden", text=TEXT)
+        adapter, _ = Library(folder.parent / f"alone-{settings.seed}").absorb_once(document, model, settings)
+        return dict(model.adapters[adapter.id].tensors())
+    attach_adapter(model, "x", settings.adapter, settings.seed)
+    return dict(model.adapters["x"].tensors())
+
+
+def apart(one: Tensors, other: Tensors) -> float:
+    assert set(one) == set(other)
+    return float(sum((one[name].double() - other[name].double()).square().sum() for name in one)) ** 0.5
+
+
+def test_two_processes_make_the_adapter_of_one(folder: Path) -> None:
+    settings = config()
+    result = launch(folder, "two", DDP)
     assert result.returncode == 0, result.stderr
-    (file,) = (tmp_path / home).glob("library/*/adapter/adapter_model.safetensors")
-    return load_file(file), result.stderr
+    one, two = alone(folder, settings), stored(folder, "two")
+    moved = apart(one, alone(folder, settings, trained=False))
+    assert apart(one, two) < 1e-4 * moved
+    assert apart(one, alone(folder, config("seed=1"))) > 0.5 * moved  # a different run is far away
+    assert len(result.stdout.splitlines()) == 1 and result.stderr.count("Absorbed ") == 1  # one keeps the books
+
+    # the steps were of all kinds: several micro-batches a process, and one with nothing to do for the second
+    model = load_model(str(folder), settings.model)
+    rows = make_examples(split_into_segments(model.encode(TEXT), 64, 24), model.tokenizer)
+    counts = {
+        len([part for part in split_step(step, rows, 64, 2) if part])
+        for step in plan_steps(rows, 270, 0, settings.seed)
+    }
+    assert 1 in counts and max(counts) > 2
+
+    again = launch(folder, "two", DDP, stop_at=1)  # at once from the library: no step is taken
+    assert again.returncode == 0 and "From the library" in again.stderr, again.stderr
+    assert apart(two, stored(folder, "two")) == 0
 
 
-def test_two_processes_make_the_adapter_of_one(tmp_path: Path) -> None:
-    save_model(tmp_path / "m")
-    one, _ = absorb(tmp_path, "one", 1)
-    two, notes = absorb(tmp_path, "two", 2)
-    assert notes.count("Absorbed ") == 1  # one process keeps the books
-    other, _ = absorb(tmp_path, "other", 1, "seed=1")
-
-    def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-        difference = sum(float((a[key] - b[key]).square().sum()) for key in a)
-        return (difference / sum(float(a[key].square().sum()) for key in a)) ** 0.5
-
-    assert distance(one, two) < 1e-3
-    assert distance(one, other) > 0.1  # a different run is far away
-    _, again = absorb(tmp_path, "two", 2)
-    assert "From the library" in again
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("launcher", [DDP, FSDP], ids=["ddp", "fsdp"])
+def test_processes_stop_together_and_continue_together(launcher: list[str], kind: str, folder: Path) -> None:
+    """Also the proof that sharded training gives the adapter of one process."""
+    more = (f"adapter.kind={kind}", "training.checkpoint_seconds=1000")
+    stopped = launch(folder, "stopped", launcher, *more, stop_at=3)
+    assert stopped.returncode != 0
+    assert "Stopped after step 3 of 12; progress is saved." in stopped.stderr, stopped.stderr
+    assert [path.name for path in folder.parent.glob("stopped/unfinished/*/checkpoint-*")] == ["checkpoint-0000003"]
+    for home in ("stopped", "whole"):
+        result = launch(folder, home, launcher, *more)
+        assert result.returncode == 0, result.stderr
+    whole, continued = stored(folder, "whole"), stored(folder, "stopped")
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    one = alone(folder, config(*more))
+    moved = apart(one, alone(folder, config(*more), trained=False))
+    assert moved > 0.1 and apart(one, whole) < 1e-4 * moved

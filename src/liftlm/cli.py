@@ -186,6 +186,7 @@ def demo(
     model: ModelOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Ask all 36 questions, not only ten.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Also write every answer as JSON there.")] = None,
 ) -> None:
     """Absorb an invented chronicle and compare four ways of answering questions about it."""
@@ -195,7 +196,7 @@ def demo(
     resolved = _config(config, settings, model=model, window=window)
     if out is not None:
         check_out(out)
-    run_demo(_load_model(resolved), resolved, out=out)
+    run_demo(_load_model(resolved), resolved, every=every, out=out)
 
 
 # --- library ----------------------------------------------------------------------------------------------------------

@@ -95,8 +95,8 @@ def set_threads(config: ModelConfig) -> None:
 def return_freed_memory() -> None:
     """From now on large tensors in main memory go back to the system when they are freed.
 
-    Left alone, glibc soon keeps blocks of up to 32 MiB in a heap that fragments: training on segments of 2048 tokens
-    peaked at 5.0 GB instead of 3.1 (docs/results/memory.md). The price is a few per cent of time.
+    Left alone, glibc soon keeps blocks of up to 32 MiB in a heap that fragments, and the process grows by a gigabyte and
+    more. The price is time: about a fifth on the machine of docs/results/memory.md.
     """
     if sys.platform == "linux":
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl

@@ -43,7 +43,7 @@ from liftlm.devices import (
 from liftlm.errors import ConfigError, NotEnoughMemoryError, TrainingDivergedError
 from liftlm.examples import NO_LOSS, Example, plan_steps, split_step
 from liftlm.memory import MEMORY_ADVICE, check_memory
-from liftlm.models import Model
+from liftlm.models import Model, quiet_transformers
 from liftlm.storage import canonical_json, write_errors
 
 
@@ -359,18 +359,22 @@ def _training_mode(model: Model, settings: TrainingConfig) -> Iterator[None]:
         try:
             model.network.train()
             if settings.gradient_checkpointing:
-                _enable_gradient_checkpointing(model)
+                _recompute_activations(model, True)
             yield
         finally:
-            if settings.gradient_checkpointing and model.network.is_gradient_checkpointing:
-                model.network.gradient_checkpointing_disable()
+            if settings.gradient_checkpointing:
+                _recompute_activations(model, False)
             model.network.eval()
 
 
-def _enable_gradient_checkpointing(model: Model) -> None:
-    try:
-        model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    except ValueError as error:
-        raise ConfigError(
-            f"{model.name} does not support gradient checkpointing.", "Use --set training.gradient_checkpointing=false."
-        ) from error
+def _recompute_activations(model: Model, on: bool) -> None:
+    if not model.network.supports_gradient_checkpointing:
+        if on:
+            advice = "Use --set training.gradient_checkpointing=false."
+            raise ConfigError(f"{model.name} does not support gradient checkpointing.", advice)
+        return
+    with quiet_transformers():  # the names are deprecated where there are newer ones
+        if on:
+            model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            model.network.gradient_checkpointing_disable()
