@@ -321,7 +321,7 @@ def test_weights_in_several_files_load_and_extra_files_do_not_count(tmp_path: Pa
     ("where", "words"),
     [
         ("liftlm.models.available_memory", ("Loading", "GB of memory and 0.0 GB are free", "model.dtype=bfloat16")),
-        ("liftlm.training.available_memory", ("Training needs about", "micro_batch_tokens", "segment_tokens")),
+        ("liftlm.memory.available_memory", ("Training needs about", "micro_batch_tokens", "segment_tokens")),
     ],
 )
 def test_too_little_memory_is_predicted(
