@@ -10,7 +10,7 @@ import torch
 
 from conftest import FAMILIES, save_model
 from liftlm import Conversation, Document, LiftConfig, answer, answer_all, load_config, load_model
-from liftlm.answering import _plan, check_questions, method_name
+from liftlm.answering import check_questions, method_name
 from liftlm.errors import ConfigError, QuestionTooLongError
 from liftlm.prompts import question_turn, render_prompt
 
@@ -67,13 +67,14 @@ def test_the_window_is_used_well_but_never_exceeded(tiny_model: Any) -> None:
 
 def test_shared_text_is_computed_once_for_questions_of_like_length(tmp_path: Path) -> None:
     from liftlm.answering import _build_prompt
+    from liftlm.generating import _plan
 
     model = load_model(str(save_model(tmp_path / "m", window=512)))
     config = settings("answering.context=truncate")
     text = model.encode(DOCUMENT.text)
     questions = ["Who rang?", "Who sang?", "Who rang it?"]
     prompts = [
-        _build_prompt(model, "Corriden", i, q, text, config.answering, history=()) for i, q in enumerate(questions)
+        _build_prompt(model, "Corriden", q, text, config.answering, history=()) for q in questions
     ]
     ((batch, prefix),) = list(_plan(model, prompts, 8192))
     assert len(batch) == 3 and prefix is not None
@@ -120,7 +121,7 @@ def test_answers_are_told_as_they_end_and_streamed_text_adds_up(tiny_model: Any)
 
 
 def test_streamed_text_ends_before_a_stop_text_and_has_no_white_space_around() -> None:
-    from liftlm.answering import _Streamer
+    from liftlm.generating import _Streamer
 
     parts: list[str] = []
     streamer = _Streamer(None, parts.append, ["\nQuestion:"])
@@ -171,11 +172,11 @@ def test_a_question_needs_something_to_be_about(tiny_model: Any) -> None:
 def test_a_model_without_chat_template_stops_before_it_asks_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from liftlm import answering
+    from liftlm import generating
 
     model = load_model(str(save_model(tmp_path / "m", chat=False)))
     text = " The bell.\nQuestion: And then?"
-    assert answering._finish(model, model.encode(text), ["\nQuestion:"])[0] == "The bell."
+    assert generating._finish(model, model.encode(text), ["\nQuestion:"])[0] == "The bell."
 
 
 def test_conversation_keeps_turns_until_the_window_is_full(tiny_model: Any) -> None:

@@ -51,7 +51,7 @@ def test_the_page_lists_exactly_the_classes() -> None:
 
 def test_no_two_classes_share_an_exit_code() -> None:
     codes = [kind.exit_code for kind in CLASSES]
-    assert len(set(codes)) == len(codes) == 23
+    assert len(set(codes)) == len(codes) == 25
     assert not {0, 1, 141} & set(codes)  # success, a defect, a broken pipe
     assert all(400 <= kind.http_status < 600 and kind.__doc__ for kind in CLASSES)
 
@@ -350,7 +350,7 @@ def test_memory_that_runs_out_while_answering(
     def generate(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr("liftlm.answering._generate", generate)
+    monkeypatch.setattr("liftlm.generating._generate", generate)
     result = lift(capsys, "ask", book, "Who?", "--base", "--model", tiny_folder, *SMALL)
     fails(result, 32, "ran out of memory", "answering.batch_tokens")
 
@@ -438,6 +438,6 @@ def test_sigterm_while_answering_is_not_swallowed(
         except Exception:
             pytest.fail("an `except Exception` of some library would stop the stopping")
 
-    monkeypatch.setattr("liftlm.answering._generate", generate)
+    monkeypatch.setattr("liftlm.generating._generate", generate)
     result = lift(capsys, "ask", book, "Who?", "--base", "--model", tiny_folder, *SMALL)
     fails(result, 143, "Stopped by SIGTERM")

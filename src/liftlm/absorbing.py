@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from liftlm.adapters import attach_adapter, remove_adapter
 from liftlm.config import LiftConfig
+from liftlm.devices import join_processes
+from liftlm.distilling import distil
 from liftlm.documents import Document
 from liftlm.errors import EmptyDocumentError
-from liftlm.examples import make_examples
+from liftlm.examples import Example, make_examples, make_task_examples
 from liftlm.models import Model
+from liftlm.reading import read_with_passage, reading_examples
 from liftlm.segments import split_into_segments
 from liftlm.storage import canonical_json
+from liftlm.tasks import Task
 from liftlm.training import OnStep, TrainingReport, train
+from liftlm.writing import ArrivingTasks
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,7 @@ class Adapter:
     document: Document
     document_tokens: int
     segments: int
+    tasks: int
     config: LiftConfig  # resolved
     report: TrainingReport
 
@@ -34,38 +46,86 @@ def absorb(
     model: Model,
     config: LiftConfig | None = None,
     *,
+    tasks: Sequence[Task] | None = None,
     folder: Path | None = None,
     on_step: OnStep = lambda metrics: None,
 ) -> Adapter:
-    """Fine-tunes a fresh adapter on overlapping segments of the document (LIFT, section 3.1).
+    """Fine-tunes a fresh adapter on overlapping segments of the document and on questions about it (LIFT, section 3).
 
-    With a folder, checkpoints and metrics.jsonl go there and an interrupted call continues where it stopped; without one
-    nothing is written. `Library.absorb_once` does this and keeps the result. Raises what `train` raises, and EmptyDocumentError.
+    tasks: given ones, instead of those that `config.tasks.writer` would write.
+
+    With a folder, checkpoints, tasks.jsonl and metrics.jsonl go there and an interrupted call continues where it stopped;
+    without one nothing is written. `Library.absorb_once` does this and keeps the result. Raises what `train` and the
+    writer raise, and EmptyDocumentError.
     """
     config = model.resolve(config or LiftConfig())
+    name = adapter_id(document, model, config, tasks)
     # 1. the document, in pieces that fit the window and overlap, so that what follows what is learnt too
     tokens = model.encode(document.text)
     segments = split_into_segments(tokens, config.segments.segment_tokens, config.segments.overlap_tokens)
-    # 2. pieces with labels
-    examples = make_examples(segments, model.tokenizer)
-    if not examples:
-        raise EmptyDocumentError(
-            f"'{document.title}' is a single token; there is nothing to learn.", "Give a longer document."
-        )
-    # 3. the weights that may change
-    name = adapter_id(document, model, config)
-    attach_adapter(model, name, config.adapter, config.seed)
-    # 4. learn
-    try:
-        report = train(model, name, examples, config, folder=folder, on_step=on_step)
-    except BaseException:
-        remove_adapter(model, name)  # nobody may take a half-trained one for the real one
-        raise
-    return Adapter(name, document, len(tokens), len(segments), config, report)
+    # 2. questions that the document answers; a language model may write them while training goes on
+    with ArrivingTasks(document, model, config, folder, tasks) as arriving:
+        # 3. both, with labels; and some of the questions with text to read, lest the model forgets how to
+        examples = make_examples(segments, model.tokenizer)
+        together = join_processes(model.device)
+        alone = together.num_processes == 1
+        feed = _Feed(model, document, config, arriving) if arriving.slow and alone else None
+        soft = None
+        if feed is None:
+            written = _for_all_processes(arriving.all, together)
+            asked, soft = distil(model, document, written, config, folder and folder / "teacher.safetensors")
+            examples += asked
+            examples += reading_examples(model, document, written, config, folder and folder / "readings.json")
+        if not examples:
+            raise EmptyDocumentError(
+                f"'{document.title}' is a single token; there is nothing to learn.", "Give a longer document."
+            )
+        # 4. the weights that may change
+        attach_adapter(model, name, config.adapter, config.seed)
+        # 5. learn
+        try:
+            report = train(model, name, examples, config, feed=feed, soft=soft, folder=folder, on_step=on_step)
+        except BaseException:
+            remove_adapter(model, name)  # nobody may take a half-trained one for the real one
+            raise
+        count = arriving.count if feed is not None else len(written)
+        return Adapter(name, document, len(tokens), len(segments), count, config, report)
 
 
-def adapter_id(document: Document, model: Model, config: LiftConfig) -> str:
-    """What decides an adapter's content, hashed: text and title, base weights, recipe. 16 hex digits."""
+class _Feed:
+    """Examples made of tasks as they arrive."""
+
+    def __init__(self, model: Model, document: Document, config: LiftConfig, arriving: ArrivingTasks) -> None:
+        self._model, self._document, self._config, self._arriving = model, document, config, arriving
+        self.expected = round(arriving.expected * (1 + config.tasks.reading))
+
+    @property
+    def finished(self) -> bool:
+        return self._arriving.finished
+
+    def poll(self, wait: bool) -> list[Example]:
+        tasks = self._arriving.poll(wait)
+        model = self._model
+        examples = make_task_examples(tasks, model.tokenizer, self._document.title, model.window)
+        return examples + read_with_passage(model, self._document, tasks, self._config)
+
+
+def _for_all_processes(write: Callable[[], list[Task]], together: Accelerator) -> list[Task]:
+    """One process writes, and all train on the same."""
+    from accelerate.utils import broadcast_object_list
+
+    written = [write() if together.is_main_process else []]
+    if together.num_processes > 1:
+        broadcast_object_list(written)
+    return written[0]
+
+
+def adapter_id(document: Document, model: Model, config: LiftConfig, tasks: Sequence[Task] | None = None) -> str:
+    """What decides an adapter's content, hashed: text and title, base weights, recipe, tasks if given. 16 hex digits."""
     recipe = model.resolve(config).recipe()
-    parts = {"text": document.id, "title": document.title, "model": model.fingerprint, "recipe": recipe}
+    parts: dict[str, Any] = {
+        "text": document.id, "title": document.title, "model": model.fingerprint, "recipe": recipe
+    }  # fmt: skip
+    if tasks is not None:
+        parts["tasks"] = [dataclasses.asdict(task) for task in tasks]
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]

@@ -24,12 +24,13 @@ from liftlm.storage import new_folder, seal_problems, write_errors, write_file
 
 @dataclass
 class Progress:
-    """How far a run got. sums: epoch → [loss summed over targets, targets]."""
+    """How far a run got. sums: epoch → [loss summed over targets, targets]; taken: its steps, where they were not planned."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     sums: dict[str, list[float]] = field(default_factory=dict)
+    taken: list[tuple[int, list[int]]] = field(default_factory=list)
 
     def advance(self, epoch: int, loss_sum: float, targets: int, tokens: int, seconds: float) -> None:
         self.step += 1

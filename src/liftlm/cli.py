@@ -18,13 +18,15 @@ from liftlm import __version__
 from liftlm.config import DEFAULT_MODEL, LiftConfig, load_config, to_yaml
 from liftlm.display import TrainingDisplay, console, minutes, note
 from liftlm.documents import Document, load_document
-from liftlm.errors import ConfigError, DamagedEntryError, DocumentNotFoundError, LiftError
+from liftlm.errors import ConfigError, DocumentNotFoundError, LiftError
+from liftlm.library_commands import export, library_app
 from liftlm.process import as_text, first_process, report_error, run_process
 from liftlm.shelf import Entry, Shelf
 
 if TYPE_CHECKING:
     from liftlm.absorbing import Adapter
     from liftlm.models import Model
+    from liftlm.tasks import Task
 
 app = typer.Typer(
     help="Absorb a long document into a small adapter of a language model, and answer from it (LIFT).",
@@ -34,10 +36,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="--debug, anywhere, shows the traceback of a failure. Exit codes: docs/errors.md.",
 )
-library_app = typer.Typer(
-    help="List, inspect, check and remove absorbed documents.", no_args_is_help=True, rich_markup_mode=None
-)
 app.add_typer(library_app, name="library")
+app.command()(export)
 
 DocumentArgument = Annotated[
     str, typer.Argument(metavar="DOCUMENT", help="A file, - for standard input, or a library id.")
@@ -53,7 +53,10 @@ ContextOption = Annotated[
     str | None, typer.Option("--context", help="Text in the window beside the question: none, truncate or retrieve.")
 ]
 BaseOption = Annotated[bool, typer.Option("--base", help="Ask the bare model, without absorbing (for comparison).")]
-EntryArgument = Annotated[str, typer.Argument(metavar="ID", help="A library id, or the beginning of one.")]
+TasksOption = Annotated[
+    Path | None,
+    typer.Option("--tasks", help="Train on these questions (JSONL, see `lift tasks`), not on written ones."),
+]
 
 
 # --- absorbing and answering ------------------------------------------------------------------------------------------
@@ -62,6 +65,7 @@ EntryArgument = Annotated[str, typer.Argument(metavar="ID", help="A library id, 
 @app.command()
 def absorb(
     document: DocumentArgument,
+    tasks: TasksOption = None,
     title: TitleOption = None,
     model: ModelOption = None,
     window: WindowOption = None,
@@ -71,7 +75,7 @@ def absorb(
     """Absorb DOCUMENT into an adapter and keep it in the library."""
     resolved = _config(config, settings, model=model, window=window)
     text, entry = _document(document, title)
-    adapter, new = _absorb(text, _load_model(resolved, entry), resolved)
+    adapter, new = _absorb(text, _load_model(resolved, entry), resolved, _given_tasks(tasks, text))
     if first_process():
         print(f"{adapter.id}  {text.title}" + ("" if new else "  (was in the library)"))
 
@@ -88,6 +92,7 @@ def ask(
     ] = None,
     context: ContextOption = None,
     base: BaseOption = False,
+    tasks: TasksOption = None,
     title: TitleOption = None,
     model: ModelOption = None,
     window: WindowOption = None,
@@ -105,24 +110,33 @@ def ask(
     resolved = _config(config, settings, model=model, window=window, context=context)
     text, entry = _document(document, title)
     if questions is not None:
-        _ask_file(questions, out, document, text, entry, resolved, base)
+        _ask_file(questions, out, document, text, entry, resolved, base, tasks)
         return
+    given = _given_tasks(tasks, text)
     loaded = _load_model(resolved, entry)
-    adapter = _ready(text, entry, loaded, resolved, base, [str(question)])
+    adapter = _ready(text, entry, loaded, resolved, base, [str(question)], given)
     if first_process():
         _print_streamed(loaded, adapter, str(question), text, resolved)
 
 
 def _ask_file(
-    questions: Path, out: Path | None, name: str, text: Document, entry: Entry | None, config: LiftConfig, base: bool
+    questions: Path,
+    out: Path | None,
+    name: str,
+    text: Document,
+    entry: Entry | None,
+    config: LiftConfig,
+    base: bool,
+    tasks: Path | None,
 ) -> None:
     from liftlm.questions import answer_rows, check_out, read_questions
 
     rows = read_questions(questions)
     if out is not None:
         check_out(out, questions, Path(name))
+    given = _given_tasks(tasks, text)
     loaded = _load_model(config, entry)
-    adapter = _ready(text, entry, loaded, config, base, [row["question"] for row in rows])
+    adapter = _ready(text, entry, loaded, config, base, [row["question"] for row in rows], given)
     if not first_process():
         return
     answered = answer_rows(
@@ -146,6 +160,7 @@ def chat(
     document: DocumentArgument,
     context: ContextOption = None,
     base: BaseOption = False,
+    tasks: TasksOption = None,
     title: TitleOption = None,
     model: ModelOption = None,
     window: WindowOption = None,
@@ -157,8 +172,9 @@ def chat(
         raise ConfigError("A chat reads its questions from standard input.", "Give the document as a file.")
     resolved = _config(config, settings, model=model, window=window, context=context)
     text, entry = _document(document, title)
+    given = _given_tasks(tasks, text)
     loaded = _load_model(resolved, entry)
-    adapter = _ready(text, entry, loaded, resolved, base, [])
+    adapter = _ready(text, entry, loaded, resolved, base, [], given)
 
     from liftlm.answering import Conversation
 
@@ -180,6 +196,31 @@ def chat(
             report_error(error)
 
 
+@app.command("tasks")
+def write_tasks(
+    document: DocumentArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write them (JSONL), to edit and train on.")
+    ] = None,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="How many to print.")] = 10,
+    title: TitleOption = None,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Write questions and answers about DOCUMENT as absorbing would, print statistics and a sample."""
+    from liftlm.questions import check_out
+    from liftlm.task_report import report_tasks
+
+    resolved = _config(config, settings, model=model)
+    if resolved.tasks.writer == "none":
+        raise ConfigError("tasks.writer is none, which writes nothing.", "Use --set tasks.writer=extractive.")
+    text, entry = _document(document, title)
+    if out is not None:
+        check_out(out, Path(document))
+    report_tasks(text, resolved, lambda: _load_model(resolved, entry), out, sample)
+
+
 @app.command()
 def demo(
     window: Annotated[int, typer.Option("--window", help="Tokens the model may see at once.")] = 2048,
@@ -197,74 +238,6 @@ def demo(
     if out is not None:
         check_out(out)
     run_demo(_load_model(resolved), resolved, every=every, out=out)
-
-
-# --- library ----------------------------------------------------------------------------------------------------------
-
-
-@library_app.command("list")
-def list_entries() -> None:
-    """One line a document: id, date, model, tokens, size, title."""
-    shelf = Shelf()
-    entries, damaged = shelf.entries()
-    for entry in entries:
-        card = entry.card
-        print(
-            f"{entry.id}  {card['created'][:16]}  {Path(card['model']['name']).name}"
-            f"  {card['document']['tokens']:>9,} tokens  {entry.size_bytes / 1e6:>7.1f} MB  {entry.title}"
-        )
-    for entry_id in damaged:
-        print(f"{entry_id}  damaged; `lift library verify` says why")
-    unfinished = shelf.unfinished()
-    for entry_id in unfinished:
-        print(f"{entry_id}  unfinished; the command that began it continues, `lift library remove` deletes it")
-    if not entries and not damaged and not unfinished:
-        note(f"The library at {shelf.home} is empty.")
-
-
-@library_app.command()
-def show(entry: EntryArgument) -> None:
-    """Everything known of an absorbed document: source, model, settings, training, machine."""
-    print(json.dumps(Shelf().find(entry).card, indent=2, ensure_ascii=False))
-
-
-@library_app.command()
-def remove(entry: EntryArgument) -> None:
-    """Delete an absorbed document, damaged and unfinished ones too."""
-    shelf = Shelf()
-    entry_id = shelf.find_id(entry, unfinished=True)
-    shelf.remove(entry_id)
-    note(f"Removed {entry_id}.")
-
-
-@library_app.command()
-def verify(entry: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: all.")] = None) -> None:
-    """Check the files of one or all entries against their checksums."""
-    shelf = Shelf()
-    ids = shelf.matching("") if entry is None else [shelf.find_id(entry)]
-    if not ids:
-        note(f"The library at {shelf.home} is empty.")
-    bad = 0
-    for entry_id in ids:
-        problems = shelf.problems(entry_id)
-        bad += bool(problems)
-        print(f"{entry_id}  {'; '.join(problems) if problems else 'whole'}")
-    if bad:
-        raise DamagedEntryError(f"Damaged entries: {bad} of {len(ids)}.", "`lift library remove ID` deletes one.")
-
-
-@app.command()
-def export(
-    entry: EntryArgument,
-    to: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.")],
-    merged: Annotated[bool, typer.Option("--merged", help="The whole model with the adapter merged in.")] = False,
-) -> None:
-    """Write an adapter as a PEFT folder, or the whole model with it merged in."""
-    found = Shelf().find(entry)
-    from liftlm.library import export as export_entry
-
-    export_entry(found, to, merged=merged)
-    note(f"Written to {to}.")
 
 
 @app.command("config")
@@ -318,8 +291,20 @@ def _load_model(config: LiftConfig, entry: Entry | None = None) -> Model:
     return load_model(name, config.model, notify=note)
 
 
+def _given_tasks(path: Path | None, text: Document) -> list[Task] | None:
+    from liftlm.tasks import read_tasks_file
+
+    return None if path is None else read_tasks_file(path, len(text.text))
+
+
 def _ready(
-    text: Document, entry: Entry | None, model: Model, config: LiftConfig, base: bool, questions: list[str]
+    text: Document,
+    entry: Entry | None,
+    model: Model,
+    config: LiftConfig,
+    base: bool,
+    questions: list[str],
+    tasks: list[Task] | None,
 ) -> Adapter | None:
     """The adapter to answer with; questions that cannot be asked fail before any training."""
     from liftlm.answering import check_questions
@@ -328,11 +313,11 @@ def _ready(
     check_questions(model, text, questions, config)
     if base:
         return None
-    if entry is None:
-        return _absorb(text, model, config)[0]
+    if entry is None or tasks is not None:
+        return _absorb(text, model, config, tasks)[0]
     adapter = Library().open(entry.id, model)
     asked, stored, default = model.resolve(config).recipe(), adapter.config.recipe(), LiftConfig().recipe()
-    for branch in ("segments", "adapter", "training"):
+    for branch in ("segments", "tasks", "adapter", "training"):
         for key, value in config.recipe()[branch].items():
             if value != default[branch].get(key) and asked[branch][key] != stored[branch].get(key):
                 raise ConfigError(
@@ -343,21 +328,22 @@ def _ready(
     return adapter
 
 
-def _absorb(text: Document, model: Model, config: LiftConfig) -> tuple[Adapter, bool]:
+def _absorb(text: Document, model: Model, config: LiftConfig, tasks: list[Task] | None = None) -> tuple[Adapter, bool]:
     from liftlm.library import Library
 
     library = Library()
     segment_tokens = model.resolve(config).segments.segment_tokens
-    if not library.has(text, model, config):
+    if not library.has(text, model, config, tasks):
         tokens = len(model.encode(text.text))
         if tokens < segment_tokens:
             note(f"The document has {tokens} tokens, less than one segment of {segment_tokens}: it is one piece.")
     with TrainingDisplay(f"Absorbing '{text.title}'") as display:
-        adapter, new = library.absorb_once(text, model, config, on_step=display)
+        adapter, new = library.absorb_once(text, model, config, tasks=tasks, on_step=display)
     report = adapter.report
     if new:
         note(
-            f"Absorbed {adapter.document_tokens:,} tokens in {adapter.segments} segments: {report.steps} steps, "
+            f"Absorbed {adapter.document_tokens:,} tokens in {adapter.segments} segments and {adapter.tasks:,} tasks: "
+            f"{report.steps} steps, "
             f"{minutes(report.seconds)}, {report.tokens_per_second:.0f} tokens/s, loss {report.epoch_losses[0]:.2f} → "
             f"{report.epoch_losses[-1]:.2f}, peak memory {report.peak_memory_bytes / 1e9:.1f} GB. "
             f"Library id {adapter.id}."

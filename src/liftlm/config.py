@@ -109,6 +109,35 @@ class SegmentsConfig(_Branch):
         return SegmentsConfig(segment_tokens=limit, overlap_tokens=self.overlap_tokens * limit // self.segment_tokens)
 
 
+class LlmConfig(_Branch):
+    """The server that the `llm` writer asks. The key is read from the environment and never stored."""
+
+    base_url: str | None = None  # of any OpenAI-compatible server, e.g. http://localhost:8000/v1
+    model: str | None = None
+    api_key_variable: str = "OPENAI_API_KEY"
+    temperature: _Number = Field(default=0.7, ge=0)
+    concurrency: _Whole = Field(default=16, ge=1)  # requests at once
+    timeout_seconds: _Number = Field(default=120.0, gt=0)  # of one request
+    attempts: _Whole = Field(default=5, ge=1)  # for one request, with growing pauses
+    budget_tokens: _Whole | None = Field(default=None, ge=1)  # prompt and answer tokens in all; None = no limit
+
+
+class TasksConfig(_Branch):
+    """Which questions are written from the document, and how they are trained on (paper: auxiliary tasks)."""
+
+    writer: Literal["none", "extractive", "self", "llm"] = "extractive"
+    per_sentence: _Whole = Field(default=3, ge=1)
+    # share of an epoch's tokens that are tasks: 0 = segments only, 1 = tasks only, None = all of both, once
+    mix: _Number | None = Field(default=None, ge=0, le=1)
+    first_epoch: _Whole = Field(default=0, ge=0)  # tasks join after so many epochs of segments
+    reading: _Number = Field(default=0.25, ge=0, le=1)  # share of the tasks that are also asked with text in the window
+    passage_characters: _Whole = Field(default=1000, ge=1)  # of that text
+    # context distillation: the teacher is the base model with that text. 0 = next-token loss on the answer only
+    teacher_weight: _Number = Field(default=0.0, ge=0, le=1)
+    teacher_tokens: _Whole = Field(default=16, ge=1)  # its likeliest ones that are learnt, at each token of an answer
+    llm: LlmConfig = LlmConfig()
+
+
 class AdapterConfig(_Branch):
     """What training may change."""
 
@@ -149,21 +178,34 @@ class AnsweringConfig(_Branch):
     batch_tokens: _Whole = Field(default=8192, ge=1)  # prompt tokens answered together
 
 
+_ONLY_HOW = {"base_url", "api_key_variable", "concurrency", "timeout_seconds", "attempts"}  # not what is written
+
+
 class LiftConfig(_Branch):
     """The whole tree. `LiftConfig()` is the default recipe."""
 
     model: ModelConfig = ModelConfig()
     segments: SegmentsConfig = SegmentsConfig()
+    tasks: TasksConfig = TasksConfig()
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
     answering: AnsweringConfig = AnsweringConfig()
     seed: _Whole = Field(default=0, ge=0, lt=2**32)  # torch's 64 bits hold it and the number of a step
 
-    @field_validator("model", "segments", "adapter", "training", "answering", mode="before")
+    @field_validator("model", "segments", "tasks", "adapter", "training", "answering", mode="before")
     @classmethod
     def _empty_group(cls, value: Any) -> Any:
         """A heading with nothing below it, in YAML."""
         return {} if value is None else value
+
+    @model_validator(mode="after")
+    def _tasks_take_part(self) -> LiftConfig:
+        if self.tasks.writer != "none" and self.tasks.first_epoch >= self.training.epochs:
+            raise ValueError(
+                f"tasks.first_epoch ({self.tasks.first_epoch}) is not below training.epochs ({self.training.epochs}), so tasks "
+                "would never be trained on"
+            )
+        return self
 
     def resolved(self, window: int, reserved: int = 0) -> LiftConfig:
         """The config as it will be used with a model of this window (tokens): segments capped, nothing implicit left.
@@ -189,7 +231,12 @@ class LiftConfig(_Branch):
         if self.adapter.kind == "full":
             adapter = {"kind": "full"}  # rank and the like do nothing there
         segments = self.segments.model_dump(mode="json")
-        return {"segments": segments, "adapter": adapter, "training": training, "seed": self.seed}
+        tasks = self.tasks.model_dump(mode="json", exclude={"llm": _ONLY_HOW})
+        if self.tasks.writer != "llm":
+            del tasks["llm"]
+        if self.tasks.writer == "none":
+            tasks = {"writer": "none"}
+        return {"segments": segments, "tasks": tasks, "adapter": adapter, "training": training, "seed": self.seed}
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> LiftConfig:

@@ -6,7 +6,6 @@ not been run there by the authors; the CPU paths are tested.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import resource
@@ -90,18 +89,6 @@ def _sharding() -> bool:
 def set_threads(config: ModelConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-
-
-def return_freed_memory() -> None:
-    """From now on large tensors in main memory go back to the system when they are freed.
-
-    Left alone, glibc soon keeps blocks of up to 32 MiB in a heap that fragments, and the process grows by a gigabyte and
-    more. The price is time: about a fifth on the machine of docs/results/memory.md.
-    """
-    if sys.platform == "linux":
-        set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
-        if set_option is not None:
-            set_option(-3, 4 << 20)  # M_MMAP_THRESHOLD, bytes
 
 
 def available_memory(device: torch.device) -> int:

@@ -89,6 +89,12 @@ class QuestionsFileError(LiftError):
     exit_code, http_status = 17, 422
 
 
+class TasksFileError(LiftError):
+    """A file of tasks that is missing, or has a row that is not a question and an answer about the document."""
+
+    exit_code, http_status = 18, 422
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +120,12 @@ class ChecksumError(LiftError):
     """A fetched file is not the one that was expected."""
 
     exit_code, http_status = 23, 502
+
+
+class WriterUnreachableError(LiftError):
+    """The server that writes tasks cannot be reached, refuses the key or the model, or stopped answering."""
+
+    exit_code, http_status = 24, 502
 
 
 # --- machine ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Segments → examples → batches: token ids with labels, and which of them one optimiser step sees.
+"""Segments and tasks → examples → batches: token ids with labels, and which of them one optimiser step sees.
 
 Deterministic: the same examples, seed and budgets give the same steps on every machine and for any number of processes.
 Knows nothing of models; PyTorch comes in only when `training` turns a micro-batch into tensors.
@@ -6,22 +6,33 @@ Knows nothing of models; PyTorch comes in only when `training` turns a micro-bat
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from liftlm.prompts import Tokenizer, leading_tokens
+from liftlm.config import LiftConfig
+from liftlm.prompts import Tokenizer, answer_end, answer_turn, leading_tokens, question_turn, render_prompt
 from liftlm.segments import Segment
+from liftlm.tasks import Task
 
 NO_LOSS = -100  # label of a position that is not trained on, as in PyTorch and transformers
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids and labels of equal length. labels[i] is the token tokens[i], or NO_LOSS; the loss shifts by one."""
+    """Token ids and labels of equal length. labels[i] is the token tokens[i], or NO_LOSS; the loss shifts by one.
+
+    Examples of one `group` begin with the same `shared` tokens (the prompt's fixed words, a passage that many tasks
+    ask about): in one micro-batch those are computed once. Examples of a group that is `together` are all in one step.
+    """
 
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
+    group: str = ""
+    shared: int = 0  # tokens
+    together: bool = False
+    soft: int | None = None  # the first of its rows in a table of soft targets, one a target (see `distilling`)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -49,32 +60,165 @@ def make_examples(segments: Iterable[Segment], tokenizer: Tokenizer) -> list[Exa
     return examples
 
 
+def make_task_examples(tasks: Iterable[Task], tokenizer: Tokenizer, title: str, window: int) -> list[Example]:
+    """One example a task: the question as it is asked when answering, loss on the answer and on what ends it.
+
+    LIFT, section 3.2. An answer too long for the window is cut (and then not ended); a question too long is left out.
+    """
+    frame = _frame(tokenizer, title)
+    examples = []
+    for task in tasks:
+        example = answer_example(tokenizer, title, task.question, task.answer, window)
+        if example is not None:
+            same = example.tokens[: len(frame)] == frame and len(example) - example.targets > len(frame)
+            examples.append(
+                replace(example, group="tasks" if same else "other tasks", shared=len(frame) if same else 0)
+            )
+    return examples
+
+
+def _frame(tokenizer: Tokenizer, title: str) -> tuple[int, ...]:
+    """What the prompts of all questions without text begin with."""
+    prompts = [
+        render_prompt(tokenizer, [question_turn(tokenizer, title, question)]) for question in ("Who?", "7", "in", "’")
+    ]
+    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    return tuple(column[0] for column in columns)
+
+
+def answer_example(
+    tokenizer: Tokenizer, title: str, question: str, answer: str, window: int, context: Sequence[int] = ()
+) -> Example | None:
+    """Question, perhaps after text of the document (token ids), and answer; None where the question fills the window."""
+    prompt = render_prompt(tokenizer, [question_turn(tokenizer, title, question, context)])
+    wanted = [*answer_turn(tokenizer, answer).tokens, *answer_end(tokenizer)][: max(0, window - len(prompt))]
+    if not wanted:
+        return None
+    return Example((*prompt, *wanted), (*[NO_LOSS] * len(prompt), *wanted))
+
+
+def share_beginning(examples: Sequence[Example], group: str, together: bool = False) -> list[Example]:
+    """The examples as one group, marked with the number of leading tokens that all have in common and none predicts."""
+    if not examples:
+        return []
+    first = examples[0]
+    limit = min(next((i for i, label in enumerate(e.labels) if label != NO_LOSS), len(e)) - 1 for e in examples)
+    shared = 0
+    while shared < limit and all(example.tokens[shared] == first.tokens[shared] for example in examples):
+        shared += 1
+    return [replace(example, group=group, shared=shared, together=together) for example in examples]
+
+
+def plan_training(examples: Sequence[Example], config: LiftConfig) -> list[tuple[int, list[int]]]:
+    """(epoch, indices of the step's examples) of every step of a training run, in order.
+
+    Segments are the examples without a group. Tasks join after `tasks.first_epoch` epochs; then `tasks.mix` is their
+    share of an epoch's tokens: all tasks are seen once, and as many segments, drawn anew each epoch, as that leaves room
+    for (or several times).
+    """
+    segments = [index for index, example in enumerate(examples) if not example.group]
+    tasks = [index for index, example in enumerate(examples) if example.group]
+    task_tokens = sum(len(examples[index]) - examples[index].shared for index in tasks)
+    mix = config.tasks.mix
+    plan: list[tuple[int, list[int]]] = []
+    for epoch in range(config.training.epochs):
+        chosen = segments if epoch < config.tasks.first_epoch else segments + tasks
+        if tasks and mix is not None and epoch >= config.tasks.first_epoch:
+            wanted = 0 if mix == 1 else task_tokens * (1 - mix) / mix if mix else None
+            chosen = segments if wanted is None else _draw(segments, examples, wanted, f"{config.seed}/{epoch}") + tasks
+        steps = plan_steps([examples[index] for index in chosen], config.training.batch_tokens, epoch, config.seed)
+        plan += [(epoch, [chosen[position] for position in step]) for step in steps]
+    return plan
+
+
+def _draw(segments: Sequence[int], examples: Sequence[Example], tokens: float, seed: str) -> list[int]:
+    """Segments of about so many tokens together: each once before any is drawn again."""
+    draw = random.Random(seed)
+    drawn: list[int] = []
+    left = tokens
+    while segments and left > 0:
+        for index in draw.sample(list(segments), len(segments)):
+            if left < len(examples[index]) / 2:  # the nearer of too much and too little
+                return drawn
+            drawn.append(index)
+            left -= len(examples[index])
+    return drawn
+
+
 def plan_steps(examples: Sequence[Example], batch_tokens: int, epoch: int, seed: int) -> list[list[int]]:
     """Which examples (by index) each optimiser step of an epoch sees: shuffled, then filled up to `batch_tokens`.
 
-    Every example is seen once an epoch; an example longer than the budget is a step of its own.
+    Every example is seen once an epoch; one longer than the budget is a step of its own, and so is a group that stays together.
+    A beginning that a group shares counts once in such a group.
     """
-    order = list(range(len(examples)))
+    units: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        units.setdefault(example.group if example.together else f"#{index}", []).append(index)
+    order = list(units.values())
     random.Random(f"{seed}/{epoch}").shuffle(order)
-    return _fill(order, examples, batch_tokens)
+    steps: list[list[int]] = []
+    used = 0
+    for unit in order:
+        cost = sum(len(examples[index]) for index in unit) - examples[unit[0]].shared * (len(unit) - 1)
+        if steps and used + cost <= batch_tokens:
+            steps[-1] += unit
+            used += cost
+        else:
+            steps.append(list(unit))
+            used = cost
+    return steps
+
+
+def batch_tokens(rows: Sequence[Example]) -> int:
+    """What a micro-batch of these examples costs: one group in one row, its shared beginning once; else padded to the longest."""
+    if not rows:
+        return 0
+    if rows[0].group:
+        return rows[0].shared + sum(len(row) - row.shared for row in rows)
+    return max(len(row) for row in rows) * len(rows)
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Examples of one group in one row, behind the beginning they share. Number 0 in `owner` is that beginning."""
+
+    tokens: list[int]
+    labels: list[int]
+    positions: list[int]  # as if each example stood alone
+    owner: list[
+        int
+    ]  # which example a token belongs to; it sees the beginning and what of its own example comes before it
+
+
+def pack_row(rows: Sequence[Example]) -> PackedRow:
+    """No padding, and the beginning is computed once; the loss is that of the examples one by one."""
+    shared = rows[0].shared
+    packed = PackedRow(list(rows[0].tokens[:shared]), [NO_LOSS] * shared, list(range(shared)), [0] * shared)
+    for number, row in enumerate(rows, 1):
+        packed.tokens.extend(row.tokens[shared:])
+        packed.labels.extend(row.labels[shared:])
+        packed.positions.extend(range(shared, len(row)))
+        packed.owner.extend([number] * (len(row) - shared))
+    return packed
 
 
 def split_step(
     step: Sequence[int], examples: Sequence[Example], micro_batch_tokens: int, processes: int
 ) -> list[list[int]]:
-    """A step's examples in micro-batches of similar length, none above `micro_batch_tokens` padded tokens.
+    """A step's examples in micro-batches of one group and similar length, none above `micro_batch_tokens` (see `batch_tokens`).
 
     Their number is a multiple of `processes` (process r takes every r-th), so that all run the same number of forward
     passes. Empty ones fill up; with as many examples as processes, each process has at least one that is not empty.
     """
-    by_length = sorted(step, key=lambda index: (-len(examples[index]), index))
-    share = -(-sum(len(examples[index]) for index in step) // processes)  # spreads the work
+    by_length = sorted(step, key=lambda index: (examples[index].group, -len(examples[index]), index))
+    share = -(-sum(len(examples[index]) - examples[index].shared for index in step) // processes)  # spreads the work
     micro_batches: list[list[int]] = []
     for index in by_length:
         current = micro_batches[-1] if micro_batches else None
-        if current is not None:
-            padded = len(examples[current[0]]) * (len(current) + 1)
-            if padded <= min(micro_batch_tokens, max(share, len(examples[current[0]]))):
+        if current is not None and examples[current[0]].group == examples[index].group:
+            cost = batch_tokens([examples[other] for other in [*current, index]])
+            alone = examples[current[0]].shared
+            if cost <= micro_batch_tokens and cost - alone <= max(share, len(examples[current[0]]) - alone):
                 current.append(index)
                 continue
         micro_batches.append([index])
@@ -84,16 +228,3 @@ def split_step(
         micro_batches[most : most + 1] = [micro_batches[most][:middle], micro_batches[most][middle:]]
     micro_batches += [[]] * (-len(micro_batches) % processes)
     return micro_batches
-
-
-def _fill(order: Iterable[int], examples: Sequence[Example], budget: int) -> list[list[int]]:
-    steps: list[list[int]] = []
-    used = 0
-    for index in order:
-        if steps and used + len(examples[index]) <= budget:
-            steps[-1].append(index)
-            used += len(examples[index])
-        else:
-            steps.append([index])
-            used = len(examples[index])
-    return steps

@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from liftlm.errors import ConfigError, UnknownModelError
 from liftlm.models import Model, load_model, quiet_transformers
 from liftlm.shelf import FORMAT, Entry, Shelf, check_files, read_card
 from liftlm.storage import new_folder, write_errors
+from liftlm.tasks import Task
 from liftlm.training import OnStep, TrainingReport
+from liftlm.writing import TASKS_FILE
 
 
 class Library(Shelf):
     """Absorbed documents below one folder (default: LIFT_HOME, else the user's data folder)."""
 
-    def has(self, document: Document, model: Model, config: LiftConfig) -> bool:
-        return (self.path / adapter_id(document, model, config)).is_dir()
+    def has(self, document: Document, model: Model, config: LiftConfig, tasks: Sequence[Task] | None = None) -> bool:
+        return (self.path / adapter_id(document, model, config, tasks)).is_dir()
 
     def open(self, entry_id: str, model: Model) -> Adapter:
         """Puts a stored adapter on the model's network (off). Every file is checked first.
@@ -48,12 +51,19 @@ class Library(Shelf):
             document=self.document(entry_id),
             document_tokens=card["document"]["tokens"],
             segments=card["document"]["segments"],
+            tasks=card["document"].get("tasks", 0),  # written before there were any
             config=parse_config(card["config"], f"entry {entry_id}"),
             report=TrainingReport(**report),
         )
 
     def absorb_once(
-        self, document: Document, model: Model, config: LiftConfig, *, on_step: OnStep = lambda metrics: None
+        self,
+        document: Document,
+        model: Model,
+        config: LiftConfig,
+        *,
+        tasks: Sequence[Task] | None = None,
+        on_step: OnStep = lambda metrics: None,
     ) -> tuple[Adapter, bool]:
         """The stored adapter of this document, model and recipe, or a new one that is stored; and whether it is new.
 
@@ -62,7 +72,7 @@ class Library(Shelf):
         """
         from accelerate import PartialState
 
-        entry_id = adapter_id(document, model, config)
+        entry_id = adapter_id(document, model, config, tasks)
         if (self.path / entry_id).is_dir():
             return self.open(entry_id, model), False
         main = PartialState(cpu=model.device.type == "cpu").is_main_process  # one process of several keeps the books
@@ -74,7 +84,7 @@ class Library(Shelf):
             try:
                 if main and (self.path / entry_id).is_dir():  # finished by another process a moment ago
                     return self.open(entry_id, model), False
-                adapter = absorb(document, model, config, folder=work, on_step=on_step)
+                adapter = absorb(document, model, config, tasks=tasks, folder=work, on_step=on_step)
                 if main:
                     self._store(adapter, model, work)
                 PartialState().wait_for_everyone()
@@ -91,8 +101,9 @@ class Library(Shelf):
                 attached.write(draft / "adapter", attached.tensors())
                 (draft / "document.txt").write_bytes(adapter.document.text.encode("utf-8"))
                 (draft / "entry.json").write_text(json.dumps(_card(adapter, model), indent=1), encoding="utf-8")
-                if (work / "metrics.jsonl").exists():
-                    shutil.copy(work / "metrics.jsonl", draft / "metrics.jsonl")
+                for kept in ("metrics.jsonl", TASKS_FILE):
+                    if (work / kept).exists():
+                        shutil.copy(work / kept, draft / kept)
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -131,6 +142,7 @@ def _card(adapter: Adapter, model: Model) -> dict[str, Any]:
             "characters": len(document.text),
             "tokens": adapter.document_tokens,
             "segments": adapter.segments,
+            "tasks": adapter.tasks,
         },
         "model": {
             "name": model.name,

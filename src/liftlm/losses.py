@@ -25,7 +25,25 @@ def next_token_loss(
     size) and bias (vocabulary): the model's head; softcap: Gemma-2's `final_logit_softcapping`,
     logits = cap * tanh(logits / cap).
     """
-    loss: Tensor = _HeadLoss.apply(hidden, weight, bias, labels, softcap)  # type: ignore[no-untyped-call]
+    return soft_target_loss(
+        hidden, labels[:, None], torch.ones_like(labels, dtype=torch.float32)[:, None], weight, bias, softcap
+    )
+
+
+def soft_target_loss(
+    hidden: Tensor,
+    targets: Tensor,
+    shares: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Sum over n positions of -sum_k share * log p(target): cross-entropy with a distribution of k tokens.
+
+    targets, shares: (n, k) token ids and float32 shares, as a teacher gives them. Its gradient is that of the KL divergence, from
+    which it differs by the teacher's entropy. The other arguments are those of `next_token_loss`.
+    """
+    loss: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, shares, softcap)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -34,7 +52,13 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        shares: Tensor,
+        softcap: float | None,
     ) -> Tensor:
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -43,18 +67,22 @@ class _HeadLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         chunk = max(1, _CHUNK_ELEMENTS // weight.shape[0])
         for start in range(0, hidden.shape[0], chunk):
-            part, wanted = hidden[start : start + chunk], labels[start : start + chunk, None]
+            part = hidden[start : start + chunk]
+            wanted, share = targets[start : start + chunk], shares[start : start + chunk].float()
             logits = torch.nn.functional.linear(part, weight, bias).float()
             slope: Tensor | None = None
             if softcap is not None:
                 squashed = torch.tanh(logits / softcap)
                 logits, slope = squashed * softcap, 1 - squashed.square()
             normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (normaliser - logits.gather(1, wanted)).sum()
+            total += (share * (normaliser - logits.gather(1, wanted))).sum()
             if not (need_hidden or need_weight or need_bias):
                 continue
-            error = logits.sub_(normaliser).exp_()  # softmax, then minus the one-hot label
-            error.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=error.dtype))
+            error = logits.sub_(normaliser).exp_()  # softmax, then minus the wanted distribution
+            whole = share.sum(1, keepdim=True)
+            if not bool((whole == 1).all()):
+                error *= whole
+            error.scatter_add_(1, wanted, -share)
             if slope is not None:
                 error *= slope
             if grad_bias is not None:
@@ -76,6 +104,7 @@ class _HeadLoss(torch.autograd.Function):
             None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
             None if grad_weight is None else (grad_weight * grad).to(weight_dtype),
             None if grad_bias is None else (grad_bias * grad).to(bias_dtype),
+            None,
             None,
             None,
         )

@@ -29,7 +29,9 @@ def predict_memory(
     out, kept for the backward pass, with a factor for norms, activations and attention between them.
     """
     trainable = sum(p.numel() for p in parameters.values())
-    longest = max(len(example) for example in examples)
+    longest = max(
+        (len(example) for example in examples), default=0
+    )  # none yet where tasks alone are trained on as they come
     tokens = max(longest, min(settings.micro_batch_tokens, settings.batch_tokens))
     shapes = [p.shape for name, p in model.network.named_parameters() if p.dim() == 2 and ".lora_" not in name]
     head = model.network.get_output_embeddings()

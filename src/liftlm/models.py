@@ -30,7 +30,7 @@ from liftlm.errors import (
     NotEnoughMemoryError,
     UnknownModelError,
 )
-from liftlm.losses import next_token_loss
+from liftlm.losses import next_token_loss, soft_target_loss
 from liftlm.prompts import Tokenizer, encode_text, leading_tokens
 from liftlm.storage import write_errors
 
@@ -68,26 +68,66 @@ class Model:
         """The config as this model will use it."""
         return config.resolved(self.window, reserved=len(leading_tokens(self.tokenizer)))
 
-    def loss_sum(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Sum of next-token losses at labelled positions.
+    def loss_sum(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        targets: Tensor | None = None,
+        shares: Tensor | None = None,
+    ) -> Tensor:
+        """Sum of losses over labelled positions: -log p of the label, or cross-entropy with soft targets.
 
         tokens, labels: (batch, tokens), padded on the right with label -100.
         Right padding needs no attention mask in a causal model: no real token looks at what comes after it.
+        positions (batch, tokens) and mask (batch, 1, tokens, tokens), added to the attention scores: of rows that hold
+        several examples (see `examples.pack_row`). targets, shares: (labelled positions, k), instead of the labels.
         """
         wanted = labels[:, 1:]
+        keep = wanted != -100
+        hidden, head = self._states(tokens, keep, positions, mask)
+        if head is None:
+            if targets is None or shares is None:
+                return torch.nn.functional.cross_entropy(hidden, wanted[keep], reduction="sum")
+            return -(shares * hidden.log_softmax(-1).gather(1, targets)).sum()
+        cap = _softcap(self.network)
+        if targets is None or shares is None:
+            return next_token_loss(hidden, wanted[keep], head.weight, head.bias, cap)
+        return soft_target_loss(hidden, targets, shares, head.weight, head.bias, cap)
+
+    @torch.inference_mode()
+    def top_tokens(
+        self, count: int, tokens: Tensor, labels: Tensor, positions: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(labelled positions, count) the likeliest tokens at labelled positions, and their probabilities, made to sum to 1."""
+        logits, head = self._states(tokens, labels[:, 1:] != -100, positions, mask)
+        if head is not None:
+            logits = torch.nn.functional.linear(logits, head.weight, head.bias).float()
+            cap = _softcap(self.network)
+            logits = logits if cap is None else torch.tanh(logits / cap) * cap
+        values, ids = logits.topk(min(count, logits.shape[-1]), dim=-1)
+        return ids, values.softmax(-1)
+
+    def _states(
+        self, tokens: Tensor, keep: Tensor, positions: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """(positions kept, hidden size) states before the head, and the head; or float32 logits, and None."""
+        inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+        if mask is not None:
+            inputs |= {"position_ids": positions, "attention_mask": mask}
         if self._plain_head is None:
             self._plain_head = _head_is_plain(self.network)
-        if self._plain_head:
-            hidden = self.network.base_model(input_ids=tokens, use_cache=False)[0][:, :-1]
-            keep = wanted != -100
-            head: Any = self.network.get_output_embeddings()
-            return next_token_loss(
-                hidden[keep].to(head.weight.dtype), wanted[keep], head.weight, head.bias, _softcap(self.network)
-            )
-        logits = self.network(input_ids=tokens, use_cache=False).logits[:, :-1]
-        return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100, reduction="sum"
-        )
+        if not self._plain_head:
+            return self.network(**inputs).logits[:, :-1][keep].float(), None
+        head: Any = self.network.get_output_embeddings()
+        return self.network.base_model(**inputs)[0][:, :-1][keep].to(head.weight.dtype), head
+
+    def can_pack(self, longest: int) -> bool:
+        """Whether examples of up to `longest` tokens may share a row: a mask for all layers overrides their windows."""
+        config: Any = self.network.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        return not window or longest <= int(window)
 
 
 def load_model(name: str | None = None, config: ModelConfig | None = None, notify: Notify = lambda text: None) -> Model:

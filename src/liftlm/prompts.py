@@ -8,6 +8,7 @@ Text of a document or a question is always encoded as plain text: one that conta
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -88,6 +89,19 @@ def render_prompt(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
     if _HOLE[0] in rendered:
         raise _unusable_template("repeats messages")
     return ids + _encode_fixed(tokenizer, rendered)
+
+
+def answer_end(tokenizer: Tokenizer) -> list[int]:
+    """What ends an answer: the first token of the template's words after an assistant's turn, else the end token."""
+    if getattr(tokenizer, "chat_template", None) is not None:
+        roles = ("user", "assistant", "user")
+        messages = [{"role": role, "content": _HOLE.format(index)} for index, role in enumerate(roles)]
+        with contextlib.suppress(Exception):  # `render_prompt` explains what is wrong with a template
+            rendered: str = tokenizer.apply_chat_template(messages, tokenize=False)
+            after = rendered.partition(_HOLE.format(1))[2].partition(_HOLE.format(2))[0]
+            if after.strip():
+                return _encode_fixed(tokenizer, after.lstrip())[:1]
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 def answer_stops(tokenizer: Tokenizer) -> list[str]:

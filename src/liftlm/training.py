@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,17 +34,13 @@ from liftlm.checkpoints import (
     write_checkpoint,
 )
 from liftlm.config import LiftConfig, TrainingConfig
-from liftlm.devices import (
-    StopRequest,
-    current_memory,
-    join_processes,
-    peak_memory,
-    return_freed_memory,
-)
+from liftlm.devices import StopRequest, current_memory, join_processes, peak_memory
 from liftlm.errors import ConfigError, NotEnoughMemoryError, TrainingDivergedError
-from liftlm.examples import NO_LOSS, Example, plan_steps, split_step
+from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.memory import MEMORY_ADVICE, check_memory
 from liftlm.models import Model, quiet_transformers
+from liftlm.rows import SoftTargets, row_tensors, soft_rows
+from liftlm.schedule import Feed, Schedule
 from liftlm.storage import canonical_json, write_errors
 
 
@@ -87,26 +84,31 @@ def train(
     examples: Sequence[Example],
     config: LiftConfig,
     *,
+    feed: Feed | None = None,
+    soft: SoftTargets | None = None,
     folder: Path | None = None,
     on_step: OnStep = lambda metrics: None,
 ) -> TrainingReport:
     """Trains the attached adapter `name` on `examples`. With a folder: checkpoints, metrics.jsonl and resuming.
 
-    Raises InterruptedWorkError (Ctrl-C; state saved), NotEnoughMemoryError (predicted, or met), TrainingDivergedError.
+    feed: more examples, which arrive while training runs (see `Schedule`); in one process only. soft: the rows that
+    `Example.soft` counts in.
+    Raises what the feed raises, and InterruptedWorkError (Ctrl-C; state saved),
+    NotEnoughMemoryError (predicted, or met), TrainingDivergedError.
     """
-    if not examples:
+    if not examples and feed is None:
         raise ValueError("nothing to train on")
-    return_freed_memory()
     with StopRequest() as stop, use_adapter(model, name, training=True), _training_mode(model, config.training):
         try:
-            run = _Run(model, model.adapters[name], examples, config, folder)
-            run.resume()
-            while run.progress.step < run.total_steps:
-                on_step(run.step())
+            run = _Run(model, model.adapters[name], examples, config, folder, soft)
+            run.resume(feed)
+            while (chosen := run.schedule.next()) is not None:
+                on_step(run.step(*chosen))
                 signal = run.agree(stop.signal)
                 run.maybe_checkpoint(at_once=signal is not None)
                 if signal is not None:
-                    raise stop.error(signal, f"Stopped after step {run.progress.step} of {run.total_steps}", folder)
+                    done = f"Stopped after step {run.progress.step} of {run.schedule.steps}"
+                    raise stop.error(signal, done, folder)
             return run.finish()
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
@@ -128,9 +130,9 @@ class _LossModule(torch.nn.Module):
         self._autocast = autocast
         self._no_split_modules = getattr(model.network, "_no_split_modules", None)  # FSDP shards these one by one
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, *rest: Any) -> Tensor:
         with torch.autocast(tokens.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            return self._model.loss_sum(tokens, labels)
+            return self._model.loss_sum(tokens, *rest)
 
 
 class _Run:
@@ -143,22 +145,18 @@ class _Run:
         examples: Sequence[Example],
         config: LiftConfig,
         folder: Path | None,
+        soft: SoftTargets | None = None,
     ) -> None:
-        self.model, self.adapter, self.examples, self.config, self.folder = model, adapter, examples, config, folder
+        self._soft = soft
+        self.model, self.adapter, self.config, self.folder = model, adapter, config, folder
         self.settings = config.training
+        self._given = examples
         check_memory(model, adapter.parameters(), examples, self.settings)
         self.accelerator = join_processes(model.device)
         self.device = self.accelerator.device if self._sharded else model.device
         # float16 gradients underflow without scaling; bfloat16 and float32 have the range
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.dtype == torch.float16)
         self._prepare()
-        self.plan = [
-            (epoch, step)
-            for epoch in range(self.settings.epochs)
-            for step in plan_steps(examples, self.settings.batch_tokens, epoch, config.seed)
-        ]
-        self.total_steps = len(self.plan)
-        self.total_tokens = self.settings.epochs * sum(len(example) for example in examples)
         self.progress = Progress()
         self.resumed_from: int | None = None
         self._saved_at = time.monotonic()
@@ -203,13 +201,16 @@ class _Run:
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
-    def step(self) -> StepMetrics:
+    @property
+    def examples(self) -> list[Example]:
+        return self.schedule.examples
+
+    def step(self, epoch: int, chosen: list[int]) -> StepMetrics:
         started = time.monotonic()
         done = self.progress.step
-        epoch, chosen = self.plan[done]
         # dropout: independent of where the run was resumed, and not the same on every process
         torch.manual_seed(random.Random(f"{self.config.seed}/{done}/{self.accelerator.process_index}").getrandbits(63))
-        rate = learning_rate(self.settings, done, self.total_steps)
+        rate = learning_rate(self.settings, done, self.schedule.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         targets = max(1, sum(self.examples[index].targets for index in chosen))
@@ -237,33 +238,33 @@ class _Run:
         mine = micro_batches[self.accelerator.process_index :: processes]
         total = torch.zeros((), device=self.device)
         for index, micro_batch in enumerate(mine):
-            tokens, labels = self._tensors(micro_batch)
+            tensors = self._tensors(micro_batch)
             last = index == len(mine) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 # gradients are averaged over processes, the loss is a mean over the targets of all of them
-                loss = self.module(tokens, labels) * (processes / targets)
+                loss = self.module(*tensors) * (processes / targets)
                 self.scaler.scale(loss).backward()
             total += loss.detach() / processes
         return float(self.accelerator.reduce(total, "sum"))
 
-    def _tensors(self, micro_batch: list[int]) -> tuple[Tensor, Tensor]:
-        """(batch, tokens) ids and labels, padded on the right; an empty micro-batch is two tokens without a label."""
-        rows = [self.examples[index] for index in micro_batch] or [
-            Example(self.examples[0].tokens[:2], (NO_LOSS, NO_LOSS))
-        ]
-        longest = max(len(row) for row in rows)
-        pad = self.model.tokenizer.pad_token_id
-        tokens = [[*row.tokens, *[pad] * (longest - len(row))] for row in rows]
-        labels = [[*row.labels, *[NO_LOSS] * (longest - len(row))] for row in rows]
-        return torch.tensor(tokens, device=self.device), torch.tensor(labels, device=self.device)
+    def _tensors(self, micro_batch: list[int]) -> tuple[Tensor | None, ...]:
+        """What `Model.loss_sum` takes. An empty micro-batch is two tokens without a label."""
+        rows = [self.examples[index] for index in micro_batch]
+        if not rows:
+            return row_tensors(self.model, [Example(self.examples[0].tokens[:2], (NO_LOSS, NO_LOSS))])
+        tensors = row_tensors(self.model, rows)
+        if self._soft is None or all(row.soft is None for row in rows):
+            return tensors
+        soft = [tensor.to(self.device) for tensor in soft_rows(rows, self._soft)]
+        return *tensors, *[None] * (4 - len(tensors)), *soft
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 
     def _metrics(self, epoch: int, loss: float, rate: float, norm: float, tokens: int, seconds: float) -> StepMetrics:
-        left = self.total_tokens - self.progress.tokens
+        left = self.schedule.tokens - self.progress.tokens
         return StepMetrics(
             step=self.progress.step,
-            steps=self.total_steps,
+            steps=max(self.schedule.steps, self.progress.step),
             epoch=epoch + 1,
             loss=loss,
             learning_rate=rate,
@@ -307,28 +308,37 @@ class _Run:
         ]
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         digest = hashlib.sha256(canonical_json([*parts, shapes, self.model.fingerprint, torch.__version__]).encode())
-        for example in self.examples:
+        for example in self._given:
             digest.update(repr((example.tokens, example.labels)).encode())
         return digest.hexdigest()
 
-    def resume(self) -> None:
-        if self.folder is None:
-            return
-        with write_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def resume(self, feed: Feed | None = None) -> None:
+        """Takes up the last checkpoint of the same run, if there is one, and lays out the steps."""
+        if self.folder is not None:
+            self._read_checkpoint(self.folder)
+        self.schedule = Schedule(self._given, self.config, feed, self.progress.taken)
+        for _ in range(0 if feed else self.progress.step):
+            self.schedule.next()
+        self._streams = feed is not None
+
+    def _read_checkpoint(self, folder: Path) -> None:
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._fingerprint = self.fingerprint()
-        found = latest_checkpoint(self.folder, self._fingerprint)
+        found = latest_checkpoint(folder, self._fingerprint)
         if found is not None:
             self.progress = read_checkpoint(found, self.parameters, self.optimizer, self.scaler)
             self.resumed_from = self.progress.step
         if self.accelerator.is_main_process:
-            keep_rows(self.folder / _METRICS, self.progress.step)  # the steps after it will be taken again
+            keep_rows(folder / _METRICS, self.progress.step)  # the steps after it will be taken again
 
     def maybe_checkpoint(self, at_once: bool) -> None:
         """Saves when it is time, on all processes or on none; always `at_once`; not at the end, where all is done."""
         due = time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
-        due = self.agree(int(due)) is not None and self.progress.step < self.total_steps
+        due = self.agree(int(due)) is not None and self.progress.step < self.schedule.steps
         if self.folder is not None and (at_once or due):
+            if self._streams:
+                self.progress.taken = self.schedule.taken
             state = (self.progress, self.parameters, self.optimizer, self.scaler)
             write_checkpoint(self.folder, self._fingerprint, *state, main=self.accelerator.is_main_process)
             self.accelerator.wait_for_everyone()

@@ -1,0 +1,82 @@
+"""The commands about what is absorbed already: `lift library …` and `lift export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liftlm.display import note
+from liftlm.errors import DamagedEntryError
+from liftlm.shelf import Shelf
+
+library_app = typer.Typer(
+    help="List, inspect, check and remove absorbed documents.", no_args_is_help=True, rich_markup_mode=None
+)
+EntryArgument = Annotated[str, typer.Argument(metavar="ID", help="A library id, or the beginning of one.")]
+
+
+@library_app.command("list")
+def list_entries() -> None:
+    """One line a document: id, date, model, tokens, size, title."""
+    shelf = Shelf()
+    entries, damaged = shelf.entries()
+    for entry in entries:
+        card = entry.card
+        print(
+            f"{entry.id}  {card['created'][:16]}  {Path(card['model']['name']).name}"
+            f"  {card['document']['tokens']:>9,} tokens  {entry.size_bytes / 1e6:>7.1f} MB  {entry.title}"
+        )
+    for entry_id in damaged:
+        print(f"{entry_id}  damaged; `lift library verify` says why")
+    unfinished = shelf.unfinished()
+    for entry_id in unfinished:
+        print(f"{entry_id}  unfinished; the command that began it continues, `lift library remove` deletes it")
+    if not entries and not damaged and not unfinished:
+        note(f"The library at {shelf.home} is empty.")
+
+
+@library_app.command()
+def show(entry: EntryArgument) -> None:
+    """Everything known of an absorbed document: source, model, settings, training, machine."""
+    print(json.dumps(Shelf().find(entry).card, indent=2, ensure_ascii=False))
+
+
+@library_app.command()
+def remove(entry: EntryArgument) -> None:
+    """Delete an absorbed document, damaged and unfinished ones too."""
+    shelf = Shelf()
+    entry_id = shelf.find_id(entry, unfinished=True)
+    shelf.remove(entry_id)
+    note(f"Removed {entry_id}.")
+
+
+@library_app.command()
+def verify(entry: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: all.")] = None) -> None:
+    """Check the files of one or all entries against their checksums."""
+    shelf = Shelf()
+    ids = shelf.matching("") if entry is None else [shelf.find_id(entry)]
+    if not ids:
+        note(f"The library at {shelf.home} is empty.")
+    bad = 0
+    for entry_id in ids:
+        problems = shelf.problems(entry_id)
+        bad += bool(problems)
+        print(f"{entry_id}  {'; '.join(problems) if problems else 'whole'}")
+    if bad:
+        raise DamagedEntryError(f"Damaged entries: {bad} of {len(ids)}.", "`lift library remove ID` deletes one.")
+
+
+def export(
+    entry: EntryArgument,
+    to: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.")],
+    merged: Annotated[bool, typer.Option("--merged", help="The whole model with the adapter merged in.")] = False,
+) -> None:
+    """Write an adapter as a PEFT folder, or the whole model with it merged in."""
+    found = Shelf().find(entry)
+    from liftlm.library import export as export_entry
+
+    export_entry(found, to, merged=merged)
+    note(f"Written to {to}.")

@@ -1,0 +1,60 @@
+"""Examples → tensors of one forward pass: one packed row of a group, else rows padded on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from liftlm.examples import NO_LOSS, Example, PackedRow, pack_row
+from liftlm.models import Model
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """Rows of all distilled positions: tokens (rows, k) int32, shares (rows, k) float32 that sum to 1."""
+
+    tokens: Tensor
+    shares: Tensor
+    weight: float  # of the teacher; the rest is the label's
+
+
+def row_tensors(model: Model, rows: Sequence[Example]) -> tuple[Tensor, ...]:
+    """What `Model.loss_sum` takes first: ids, labels, and for a packed row positions and mask."""
+    longest = max(len(row) for row in rows)
+    if rows[0].group and len(rows) > 1 and model.can_pack(longest):
+        return _packed(model, pack_row(rows))
+    pad = model.tokenizer.pad_token_id
+    tokens = [[*row.tokens, *[pad] * (longest - len(row))] for row in rows]
+    labels = [[*row.labels, *[NO_LOSS] * (longest - len(row))] for row in rows]
+    return torch.tensor(tokens, device=model.device), torch.tensor(labels, device=model.device)
+
+
+def _packed(model: Model, row: PackedRow) -> tuple[Tensor, ...]:
+    """(1, tokens) ids, labels and positions, and the mask (1, 1, tokens, tokens): 0 where a token sees another."""
+    owner = torch.tensor(row.owner, device=model.device)
+    sees = ((owner[:, None] == owner) | (owner == 0)).tril()
+    mask = torch.zeros(sees.shape, dtype=model.dtype, device=model.device)
+    mask.masked_fill_(~sees, torch.finfo(model.dtype).min)
+    ids = [torch.tensor([values], device=model.device) for values in (row.tokens, row.labels, row.positions)]
+    return *ids, mask[None, None]
+
+
+def soft_rows(rows: Sequence[Example], table: SoftTargets) -> tuple[Tensor, Tensor]:
+    """(labelled positions, k + 1) tokens and shares of a micro-batch, in its order; the last column is the label's."""
+    tokens, shares = [], []
+    width = table.tokens.shape[1]
+    for row in rows:
+        labels = torch.tensor([label for label in row.labels[1:] if label != NO_LOSS])[:, None]
+        if row.soft is None:
+            soft = torch.zeros(len(labels), width, dtype=torch.long)
+            share, rest = torch.zeros(len(labels), width), torch.ones(len(labels), 1)
+        else:
+            soft = table.tokens[row.soft : row.soft + len(labels)].long()
+            share = table.shares[row.soft : row.soft + len(labels)] * table.weight
+            rest = torch.full((len(labels), 1), 1 - table.weight)
+        tokens.append(torch.cat([soft, labels], 1))
+        shares.append(torch.cat([share, rest], 1))
+    return torch.cat(tokens), torch.cat(shares)

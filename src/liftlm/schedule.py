@@ -1,0 +1,153 @@
+"""Which examples each training step sees, in order; also where tasks are still being written while training runs.
+
+Knows token counts only. `examples` plans an epoch; what is here is the order of epochs and the waiting.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from liftlm.config import LiftConfig
+from liftlm.examples import Example, plan_steps, plan_training
+
+_TASK_TOKENS = 100  # before any is known
+
+Step = tuple[int, list[int]]  # epoch, indices of examples
+
+
+class Feed(Protocol):
+    """Examples that arrive while training runs."""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more will come."""
+
+    @property
+    def expected(self) -> int:
+        """How many there will be, roughly."""
+
+    def poll(self, wait: bool) -> list[Example]:
+        """What has arrived; with `wait` at least one, unless nothing more will come."""
+
+
+class Schedule:
+    """Steps one by one. Without a feed all are known at once: `plan_training`.
+
+    With a feed, the first epoch with tasks takes them in the order of their arrival: a step of tasks whenever enough
+    have arrived for a full one, else a step of segments (all of them, whatever `tasks.mix`, unless that is 1), and only
+    without either does it wait (the ICML version's pipeline). The epochs after it are shuffled as ever. `taken` is what
+    was done, and what a resumed run gives back.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], config: LiftConfig, feed: Feed | None = None, taken: Sequence[Step] = ()
+    ) -> None:
+        self.examples = list(examples)
+        self._config, self._feed = config, feed
+        self._batch = config.training.batch_tokens
+        self.taken: list[Step] = []
+        self._arrival = config.tasks.first_epoch  # the epoch in which tasks arrive
+        self._arrived: deque[int] = deque()
+        if feed is None:
+            self._ahead: deque[Step] = deque(plan_training(self.examples, config))
+            return
+        segments = range(len(self.examples))
+        epochs = range(self._arrival + (config.tasks.mix != 1))  # the last one is shared with the tasks
+        self._ahead = deque(
+            (epoch, step)
+            for epoch in epochs
+            for step in plan_steps([self.examples[index] for index in segments], self._batch, epoch, config.seed)
+        )
+        for step in taken:
+            self._give_back(step)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run. Where tasks are still being written an estimate, which depends on the steps taken only."""
+        known = len(self.taken) + len(self._ahead)
+        return known if self._feed is None else known + round(self._unknown_tokens() / self._batch)
+
+    @property
+    def tokens(self) -> int:
+        known = sum(len(self.examples[index]) for _, step in [*self.taken, *self._ahead] for index in step)
+        return known if self._feed is None else known + round(self._unknown_tokens())
+
+    def _unknown_tokens(self) -> float:
+        """Of tasks not yet taken, and of the epochs after their arrival."""
+        assert self._feed is not None
+        seen = [len(self.examples[i]) for epoch, step in self.taken for i in step if self.examples[i].group]
+        mean = sum(seen) / len(seen) if seen else _TASK_TOKENS
+        segments = sum(len(example) for example in self.examples if not example.group)
+        later = self._config.training.epochs - self._arrival - 1
+        expected = max(self._feed.expected, len(seen)) * mean
+        return expected - len(seen) * mean + later * (expected + (segments if self._config.tasks.mix != 1 else 0))
+
+    def next(self) -> Step | None:
+        """The next step; None after the last one. May wait, and raises what the writer of tasks raises."""
+        step = self._next()
+        if step is not None:
+            self.taken.append(step)
+        return step
+
+    def _next(self) -> Step | None:
+        if self._feed is not None and (not self._ahead or self._ahead[0][0] >= self._arrival):
+            step = self._from_feed()
+            if step is not None:
+                return step
+            if self._feed.finished and not self._arrived:
+                self._plan_rest()
+        return self._ahead.popleft() if self._ahead else None
+
+    def _from_feed(self) -> Step | None:
+        """A full step of tasks, or the last ones; None where segments are to be taken meanwhile, or all is taken."""
+        assert self._feed is not None
+        while True:
+            full = self._full_step()
+            if full or self._feed.finished:
+                break
+            new = self._feed.poll(wait=not self._ahead)
+            if not new and self._ahead:
+                return None
+            self._receive(new)
+        count = full or len(self._arrived)
+        return (self._arrival, [self._arrived.popleft() for _ in range(count)]) if count else None
+
+    def _full_step(self) -> int:
+        """How many of the arrived tasks fill a step; 0 where they do not yet."""
+        used = 0
+        for count, index in enumerate(self._arrived):
+            used += len(self.examples[index])
+            if used > self._batch:
+                return max(1, count)
+        return 0
+
+    def _receive(self, new: Sequence[Example]) -> None:
+        self._arrived.extend(range(len(self.examples), len(self.examples) + len(new)))
+        self.examples += new
+
+    def _plan_rest(self) -> None:
+        """All tasks have been seen once: what is left of this epoch's segments, then the epochs after it."""
+        self._feed = None
+        later = [step for step in plan_training(self.examples, self._config) if step[0] > self._arrival]
+        self._ahead.extend(later)
+
+    def _give_back(self, step: Step) -> None:
+        """Takes a step that an earlier run took, waiting for its examples; the writer gives them in the same order."""
+        epoch, indices = step
+        if self._ahead and list(self._ahead[0][1]) == list(indices) and self._ahead[0][0] == epoch:
+            self._ahead.popleft()
+        else:
+            while self._feed is not None and not self._feed.finished and len(self.examples) <= max(indices):
+                self._receive(self._feed.poll(wait=True))
+            if self._feed is not None and epoch > self._arrival:
+                while not self._feed.finished:
+                    self._receive(self._feed.poll(wait=True))
+                self._arrived.clear()
+                self._plan_rest()
+                self._ahead.popleft()
+            else:
+                for index in indices:
+                    self._arrived.remove(index)
+        self.taken.append((epoch, list(indices)))

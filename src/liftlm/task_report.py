@@ -1,0 +1,78 @@
+"""`lift tasks`: writes a document's tasks as absorbing would, and says what they are like."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from liftlm.config import LiftConfig
+from liftlm.display import note
+from liftlm.documents import Document
+from liftlm.errors import EmptyDocumentError
+from liftlm.tasks import Task, write_tasks_file
+from liftlm.tasks.filters import filter_tasks, task_statistics
+from liftlm.tasks.sentences import split_into_sentences
+
+if TYPE_CHECKING:
+    from liftlm.models import Model
+
+
+def report_tasks(
+    document: Document, config: LiftConfig, load_model: Callable[[], Model], out: Path | None, sample: int
+) -> None:
+    """Prints statistics and `sample` tasks drawn at random; `out` gets all of them as JSON lines.
+
+    The model is loaded only for the `self` writer. Raises what the writer raises, EmptyDocumentError.
+    """
+    from liftlm.writing import ArrivingTasks
+
+    model = load_model() if config.tasks.writer == "self" else None
+    folder = None if out is None else out.parent / f".{out.name}.writing"
+    tasks: list[Task] = []
+    with ArrivingTasks(document, model, config, folder, None) as arriving:
+        while not arriving.finished:
+            tasks += arriving.poll(wait=True)
+            if arriving.slow:
+                note(f"{len(tasks):,} tasks")
+        dropped, server = arriving.dropped, arriving.report
+    tasks.sort(key=lambda task: (task.start, task.end))
+    if not tasks:
+        raise EmptyDocumentError(f"'{document.title}' gave no tasks.", "It needs sentences of at least four words.")
+    print(_statistics(document, tasks))
+    if arriving.slow:
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+        print(f"Filtered out: {listed or 'none'}.")
+    if server is not None:
+        print(
+            f"Server: {server.requests:,} requests ({server.retries:,} repeated), {server.prompt_tokens:,} prompt and "
+            f"{server.completion_tokens:,} answer tokens; {server.failed:,} of {server.sentences:,} sentences failed"
+            + (", the budget is used up." if server.budget_reached else ".")
+        )
+    for task in random.Random(config.seed).sample(tasks, min(sample, len(tasks))):
+        print(f"\n[{task.kind}] {task.question}\n  → {task.answer}")
+    if out is not None:
+        write_tasks_file(out, tasks)
+        if folder is not None:
+            _remove(folder)
+        note(f"{len(tasks):,} tasks in {out}. Edit them, and train on them with `lift absorb … --tasks {out}`.")
+
+
+def _statistics(document: Document, tasks: list[Task]) -> str:
+    sentences = split_into_sentences(document.text)
+    found = task_statistics(tasks, sentences)
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.by_kind.items())
+    _, dropped = filter_tasks(tasks, document.text)
+    faults = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+    return (
+        f"{len(tasks):,} tasks about {len(sentences):,} sentences ({found.covered:.0%} covered): {kinds}.\n"
+        f"Questions of {found.question_words:.1f} words and answers of {found.answer_words:.1f} on average; "
+        f"{found.distinct_questions:,} questions differ. What the filters would object to: {faults or 'nothing'}."
+    )
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,201 @@
+"""Runs the configured writer: tasks as they arrive, filtered, kept as JSON lines beside the adapter. Resumable.
+
+The order in which tasks arrived is the order of the file, and so of the training steps that use them. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from liftlm.adapters import use_adapter
+from liftlm.config import AnsweringConfig, LiftConfig
+from liftlm.documents import Document
+from liftlm.generating import Prompt, generate
+from liftlm.models import Model
+from liftlm.prompts import Turn, encode_text, render_prompt
+from liftlm.storage import write_errors
+from liftlm.tasks import Task
+from liftlm.tasks.extractive import write_extractive_tasks
+from liftlm.tasks.filters import filter_tasks
+from liftlm.tasks.llm import LlmWriter, WriterReport
+from liftlm.tasks.self_written import write_self_tasks
+from liftlm.tasks.sentences import split_into_sentences
+from liftlm.tasks.stream import TaskStream
+
+TASKS_FILE = "tasks.jsonl"
+_REPLIES_FILE = "replies.jsonl"  # the llm writer's own cache
+_SELF_TOKENS = 48  # of a question and its answer
+
+
+class ArrivingTasks:
+    """Tasks as a writer finishes them. What an earlier, interrupted run received comes first, in the same order."""
+
+    def __init__(
+        self,
+        document: Document,
+        model: Model | None,
+        config: LiftConfig,
+        folder: Path | None,
+        given: Sequence[Task] | None,
+    ) -> None:
+        self.finished = False  # nothing more will come
+        self.dropped: Counter[str] = Counter()  # by the filters' reasons
+        self.count = 0
+        self._text = document.text
+        self._sentences, self._per_sentence = len(split_into_sentences(document.text)), config.tasks.per_sentence
+        self._path = None if folder is None else folder / TASKS_FILE
+        self._before = self._read() if given is None else []
+        self._known = {(task.question, task.start) for task in self._before}
+        self._llm: LlmWriter | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None  # for replies that nobody keeps
+        self._filtering = given is None and config.tasks.writer in ("self", "llm")
+        self._source: Iterator[list[Task]] | None = None  # once something is asked of it
+        self._start: Callable[[], Iterator[list[Task]]] = lambda: self._begin(document, model, config, folder, given)
+
+    @property
+    def report(self) -> WriterReport | None:
+        """What the server took; None for the other writers."""
+        return None if self._llm is None else self._llm.report
+
+    def poll(self, wait: bool = False) -> list[Task]:
+        """What has arrived; with `wait`, something, unless nothing more will come. Raises what the writer raises."""
+        if self._before:
+            tasks, self._before = self._before, []
+            self.count += len(tasks)
+            return tasks
+        while not self.finished:
+            arrived = self._next(wait)
+            if arrived is None:
+                return []
+            fresh = [task for task in arrived if (task.question, task.start) not in self._known]
+            kept = fresh
+            if self._filtering:
+                kept, dropped = filter_tasks(fresh, self._text)
+                self.dropped.update(dropped)
+            if kept:
+                self._append(kept)
+                self.count += len(kept)
+                return kept
+            if not wait:
+                return []
+        return []
+
+    @property
+    def slow(self) -> bool:
+        """Whether training should not wait for all of them: a language model writes them."""
+        return self._filtering
+
+    @property
+    def expected(self) -> int:
+        """How many tasks there will be, from above."""
+        return self._sentences * self._per_sentence
+
+    def all(self) -> list[Task]:
+        """Everything, once it is there."""
+        tasks: list[Task] = []
+        while not self.finished or self._before:
+            tasks += self.poll(wait=True)
+        return tasks
+
+    def __enter__(self) -> ArrivingTasks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finished = True
+        if isinstance(self._source, TaskStream):
+            self._source.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def _begin(
+        self,
+        document: Document,
+        model: Model | None,
+        config: LiftConfig,
+        folder: Path | None,
+        given: Sequence[Task] | None,
+    ) -> Iterator[list[Task]]:
+        settings = config.tasks
+        if given is not None:
+            return iter([list(given)])
+        if settings.writer == "none":
+            return iter([])
+        if settings.writer == "extractive":
+            return iter([write_extractive_tasks(document.text, settings.per_sentence, config.seed)])
+        if settings.writer == "self":
+            assert model is not None
+            return write_self_tasks(document.text, settings.per_sentence, lambda asked: _continue(model, asked, config))
+        if folder is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="liftlm-")
+            folder = Path(self._scratch.name)
+        self._llm = LlmWriter(document.text, settings, folder / _REPLIES_FILE)
+        return self._llm.stream()
+
+    def _next(self, wait: bool) -> list[Task] | None:
+        """None where nothing is there yet. Other writers than `llm` work only when they are waited for, or first."""
+        if self._source is None:
+            self._source = self._start()
+        if isinstance(self._source, TaskStream):
+            tasks = self._source.poll(None if wait else 0.0)
+            self.finished = self._source.finished
+            return tasks
+        if not wait and self.count and self._filtering:
+            return None
+        tasks = next(self._source, None)
+        self.finished = tasks is None
+        return tasks
+
+    def _read(self) -> list[Task]:
+        """Whole lines only: a line that a killed process left torn is written again."""
+        if self._path is None or not self._path.is_file():
+            return []
+        tasks = []
+        whole = 0
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            try:
+                tasks.append(Task(**json.loads(line)))
+            except (ValueError, TypeError):
+                break
+            whole += len(line)
+        with write_errors(self._path), self._path.open("r+b") as file:
+            file.truncate(whole)
+        return tasks
+
+    def _append(self, tasks: Sequence[Task]) -> None:
+        if self._path is None:
+            return
+        lines = "".join(json.dumps(dataclasses.asdict(task), ensure_ascii=False) + "\n" for task in tasks)
+        with write_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(lines.encode())
+
+
+def _continue(model: Model, asked: Sequence[str], config: LiftConfig) -> list[str]:
+    """What the bare model writes after each request and the begun "Question:"."""
+    begun = encode_text(model.tokenizer, "Question:")
+    prompts = [
+        Prompt(render_prompt(model.tokenizer, [Turn("user", tuple(encode_text(model.tokenizer, text)))]) + begun)
+        for text in asked
+    ]
+    room = model.window - max(len(prompt.tokens) for prompt in prompts)
+    settings = AnsweringConfig(
+        max_new_tokens=max(1, min(room, _SELF_TOKENS * config.tasks.per_sentence)), temperature=0.7, top_p=0.95
+    )
+    written = [""] * len(prompts)
+    training = model.network.training
+    with use_adapter(model, None), contextlib.ExitStack() as stack:
+        model.network.eval()
+        stack.callback(model.network.train, training)
+        for text in generate(model, prompts, settings, config.seed):
+            written[text.index] = text.text
+    return written
