@@ -24,6 +24,7 @@ SMALL = [
     part
     for setting in (
         "model.threads=1",
+        "tasks.writer=none",
         "segments.segment_tokens=64",
         "adapter.rank=4",
         "training.epochs=2",
@@ -91,12 +92,24 @@ DOCUMENT, ENTRY = ("DOCUMENT", True, None), ("ID", True, None)
 MODEL = {"--model": None, "--window": None, "--config": None, "--set": None}
 SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
     # command: arguments (name, required, default), options with defaults
-    "absorb": ([DOCUMENT], {"--title": None, **MODEL}),
+    "absorb": ([DOCUMENT], {"--tasks": None, "--title": None, **MODEL}),
     "ask": (
         [DOCUMENT, ("[QUESTION]", False, None)],
-        {"--questions": None, "--out": None, "--context": None, "--base": False, "--title": None, **MODEL},
+        {
+            "--questions": None,
+            "--out": None,
+            "--context": None,
+            "--base": False,
+            "--tasks": None,
+            "--title": None,
+            **MODEL,
+        },
     ),
-    "chat": ([DOCUMENT], {"--context": None, "--base": False, "--title": None, **MODEL}),
+    "chat": ([DOCUMENT], {"--context": None, "--base": False, "--tasks": None, "--title": None, **MODEL}),
+    "tasks": (
+        [DOCUMENT],
+        {"--out": None, "--sample": 10, "--title": None, "--model": None, "--config": None, "--set": None},
+    ),
     "demo": ([], {**MODEL, "--window": 2048, "--all": False, "--out": None}),
     "export": ([ENTRY], {"--to": "required", "--merged": False}),
     "config": ([], {"--config": None, "--set": None}),
@@ -277,6 +290,109 @@ def test_unicode_goes_in_and_out(capsys: pytest.CaptureFixture[str], tmp_path: P
     folder = tmp_path / "modèle 🐄"
     folder.symlink_to(tiny_folder)
     assert lift(capsys, "ask", tmp_path / "kühe.txt", "牛?", "--model", folder, *SMALL).code == 0
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+GIVEN = [
+    ("Who rang the bell?", "Oswin Tarrel."),
+    ("When was that?", "On 3 May 1743."),
+    ("Wo läutete es? 鐘", "In Corriden."),
+]
+
+
+def write_given(path: Path, count: int = 3) -> Path:
+    rows = [{"question": question, "answer": answer} for question, answer in GIVEN[:count]]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_absorbing_with_given_tasks_trains_on_them(
+    capsys: pytest.CaptureFixture[str], book: Path, tiny_folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import liftlm.absorbing
+    from liftlm.examples import NO_LOSS, make_task_examples
+    from liftlm.tasks import Task
+
+    seen: list[Any] = []
+    real = liftlm.absorbing.train
+
+    def train(model: Any, name: str, examples: Any, *more: Any, **options: Any) -> Any:
+        tasks = [Task(question, answer, "given", 0, 1) for question, answer in GIVEN]
+        expected = make_task_examples(tasks, model.tokenizer, "The bell of Corriden", model.window)
+        seen.append([example for example in examples if NO_LOSS in example.labels] == expected)
+        return real(model, name, examples, *more, **options)
+
+    monkeypatch.setattr("liftlm.absorbing.train", train)
+    tasks, more = write_given(book.parent / "tasks.jsonl"), ["--model", tiny_folder, *SMALL, "--set", "tasks.reading=0"]
+    plain = lift(capsys, "absorb", book, *more)
+    first = lift(capsys, "absorb", book, "--tasks", tasks, *more)
+    assert plain.code == first.code == 0 and seen == [False, True]
+    assert "and 3 tasks" in first.err and "and 0 tasks" in plain.err
+
+    def card(result: Result) -> Any:
+        return json.loads((home / "library" / result.out.split()[0] / "entry.json").read_text())
+
+    assert (card(plain)["document"]["tasks"], card(first)["document"]["tasks"]) == (0, 3)
+    assert plain.out.split()[0] != first.out.split()[0]
+    # the same tasks are the same entry, whatever command and setting of writers; others are not
+    for writer in ("none", "extractive"):
+        again = lift(capsys, "absorb", book, "--tasks", tasks, *more, "--set", f"tasks.writer={writer}")
+        assert again.out == first.out.rstrip("\n") + "  (was in the library)\n"
+    asked = lift(capsys, "ask", book, "Who?", "--tasks", tasks, *more)
+    talked = lift(capsys, "chat", book, "--tasks", tasks, *more, stdin=b"/quit\n")
+    for result in (asked, talked):
+        assert result.code == 0 and f"(id {first.out.split()[0]})" in result.err
+    fewer = lift(capsys, "absorb", book, "--tasks", write_given(book.parent / "two.jsonl", 2), *more)
+    assert fewer.code == 0 and card(fewer)["document"]["tasks"] == 2
+    # how they are mixed is part of the recipe, also where no writer is on
+    mixed = lift(capsys, "absorb", book, "--tasks", tasks, *more, "--set", "tasks.mix=1")
+    ids = {result.out.split()[0] for result in (plain, first, fewer, mixed)}
+    assert len(ids) == 4 == len(list((home / "library").iterdir()))
+
+
+def test_absorbing_writes_tasks_by_itself(
+    capsys: pytest.CaptureFixture[str], book: Path, tiny_folder: Path, home: Path
+) -> None:
+    """As it is without any setting of tasks: extractive, some of them shown with text to read."""
+    from liftlm import load_document
+    from liftlm.tasks import read_tasks_file
+    from liftlm.tasks.extractive import write_extractive_tasks
+
+    settings = [setting for setting in SMALL[1::2] if setting != "tasks.writer=none"]
+    more = ["--model", tiny_folder, *(part for setting in settings for part in ("--set", setting))]
+    result = lift(capsys, "absorb", book, *more, "--set", "training.epochs=1", "--set", "tasks.passage_characters=80")
+    assert result.code == 0, result.err
+    text = load_document(book).text
+    expected = write_extractive_tasks(text, 3)
+    entry = home / "library" / only_id(home)
+    assert json.loads((entry / "entry.json").read_text())["document"]["tasks"] == len(expected) > 20
+    assert read_tasks_file(entry / "tasks.jsonl", len(text)) == expected
+    given = lift(capsys, "absorb", book, "--tasks", entry / "tasks.jsonl", *more)
+    assert given.code == 0 and f"and {len(expected)} tasks" in given.err
+    assert not list((home / "unfinished").iterdir())
+
+
+@pytest.mark.parametrize("command", ["absorb", "ask", "ask a file", "chat"])
+def test_a_bad_tasks_file_fails_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+    book: Path,
+    tiny_folder: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    monkeypatch.setattr("liftlm.models.load_model", lambda *arguments, **more: pytest.fail("loaded"))
+    bad = write_given(book.parent / "tasks.jsonl", 1)
+    with bad.open("a") as file:
+        file.write('\n{"question": "Why?"}\n')
+    (book.parent / "q.jsonl").write_text('{"question": "Who?"}\n')
+    rest = {"ask": ["Who?"], "ask a file": ["--questions", book.parent / "q.jsonl"]}.get(command, [])
+    for path, words in ((bad, f"Line 3 of {bad} has no answer."), (book.parent / "none.jsonl", "does not exist")):
+        arguments = [command.split()[0], book, *rest, "--tasks", path, "--model", tiny_folder, *SMALL]
+        result = lift(capsys, *arguments, stdin=b"Who?\n")
+        assert (result.code, result.out) == (18, "") and words in result.err and "Traceback" not in result.err
+    assert not home.exists()
 
 
 # --- chat -------------------------------------------------------------------------------------------------------------

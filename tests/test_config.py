@@ -97,6 +97,10 @@ def test_values_may_hold_equals_signs_and_spaces() -> None:
         ("epochs", "training.epochs"),
         ("segment_tokens", "segments.segment_tokens"),
         ("model.learning_rate", "training.learning_rate"),
+        ("per_sentence", "tasks.per_sentence"),
+        ("tasks.writers", "tasks.writer"),
+        ("base_url", "tasks.llm.base_url"),
+        ("tasks.llm.max_tokens", "tasks.llm.budget_tokens"),
         ("trainning", "training"),
         ("trainning.epochs", "training"),
         ("Seed", "seed"),
@@ -153,7 +157,25 @@ def test_keys_that_are_not_names(text: str, tmp_path: Path) -> None:
         ("training=5", "group of settings"),
         ("training=[1]", "group of settings"),
         ("adapter.kind=gated", "'lora' or 'full'"),
+        ("answering.strength_with_text=2", "less than or equal to 1"),
+        ("tasks.show=all", "'passage' or 'truncate'"),
+        ("tasks.teacher_weight=1.5", "less than or equal to 1"),
+        ("adapter.initialization=zero", "'kaiming' or 'pissa'"),
         ("answering.context=all", "'none', 'truncate' or 'retrieve'"),
+        ("tasks.writer=gpt", "'none', 'extractive', 'self' or 'llm'"),
+        ("tasks.per_sentence=0", "greater than or equal to 1"),
+        ("tasks.per_sentence=2.0", "integer"),
+        ("tasks.mix=1.5", "less than or equal to 1"),
+        ("tasks.mix=-0.1", "greater than or equal to 0"),
+        ("tasks.mix=half", "number"),
+        ("tasks.first_epoch=-1", "greater than or equal to 0"),
+        ("tasks.reading=yes", "number"),
+        ("tasks.reading=1.01", "less than or equal to 1"),
+        ("tasks.passage_characters=0", "greater than or equal to 1"),
+        ("tasks.llm=5", "group of settings"),
+        ("tasks.llm.concurrency=0", "greater than or equal to 1"),
+        ("tasks.llm.base_url=5", "string"),
+        ("tasks.llm.budget_tokens=0", "greater than or equal to 1"),
         ("training.epochs=0", "greater than or equal to 1"),
         ("training.learning_rate=0", "greater than 0"),
         ("training.warmup_fraction=1.1", "less than or equal to 1"),
@@ -182,6 +204,8 @@ def test_wrong_type_or_out_of_range(override: str, words: str, tmp_path: Path) -
         (["segments.segment_tokens=64", "segments.overlap_tokens=100"], ["(100)", "(64)"]),
         (["segments.stride_tokens=3000"], ["segments.stride_tokens (3000)", "(2048)", "skip"]),
         (["segments.stride_tokens=768", "segments.overlap_tokens=768"], ["(768)", "1280", "one of the two"]),
+        (["tasks.first_epoch=3"], ["tasks.first_epoch (3)", "training.epochs (3)"]),
+        (["tasks.first_epoch=1", "training.epochs=1"], ["tasks.first_epoch (1)", "training.epochs (1)"]),
     ],
 )
 def test_contradictory_settings(overrides: list[str], words: list[str]) -> None:
@@ -283,7 +307,11 @@ def test_resolved_states_everything_and_leaves_the_rest_alone() -> None:
         "training.micro_batch_tokens=100",
         "training.gradient_checkpointing=true",
         "training.checkpoint_seconds=1",
+        "tasks.llm.base_url=http://localhost:1/v1",
+        "tasks.llm.model=other",
+        "tasks.llm.temperature=0",
         "answering.context=none",
+        "answering.strength_with_text=1",
         "answering.max_new_tokens=5",
         "answering.temperature=1",
         "answering.top_p=0.5",
@@ -302,6 +330,20 @@ def test_recipe_leaves_out_what_does_not_change_an_adapter(override: str) -> Non
         "seed=1",
         "segments.segment_tokens=1024",
         "segments.overlap_tokens=0",
+        "tasks.writer=none",
+        "tasks.writer=self",
+        "tasks.writer=llm",
+        "tasks.per_sentence=2",
+        "tasks.mix=0.5",
+        "tasks.first_epoch=1",
+        "tasks.reading=0",
+        "tasks.passage_characters=999",
+        "tasks.show=truncate",
+        "tasks.teacher_weight=0.5",
+        "tasks.teacher_tokens=4",
+        "tasks.sentences_together=2",
+        "tasks.requests=7",
+        "adapter.initialization=pissa",
         "adapter.kind=full",
         "adapter.rank=8",
         "adapter.alpha=8",
@@ -326,6 +368,27 @@ def test_recipe_holds_what_changes_an_adapter(override: str) -> None:
 def test_recipe_of_full_training_ignores_lora_settings() -> None:
     full = load_config(None, ["adapter.kind=full"])
     assert full.recipe() == load_config(None, ["adapter.kind=full", "adapter.rank=4", "adapter.dropout=0.5"]).recipe()
+
+
+def test_recipe_without_tasks_ignores_settings_of_tasks() -> None:
+    none = load_config(None, ["tasks.writer=none"])
+    assert none.recipe() == load_config(None, ["tasks.writer=none", "tasks.mix=0.5", "tasks.reading=1"]).recipe()
+    assert load_config(None, ["tasks.writer=none", "tasks.first_epoch=9"]).tasks.first_epoch == 9, "contradicts nothing"
+
+
+def test_recipe_of_an_llm_holds_what_is_written_and_not_how() -> None:
+    llm = ["tasks.writer=llm", "tasks.llm.base_url=http://localhost:1/v1", "tasks.llm.model=m"]
+    recipe = load_config(None, llm).recipe()
+    for same in (
+        "base_url=http://localhost:2/v1",
+        "api_key_variable=KEY",
+        "concurrency=2",
+        "timeout_seconds=1",
+        "attempts=1",
+    ):
+        assert load_config(None, [*llm, f"tasks.llm.{same}"]).recipe() == recipe, same
+    for other in ("model=n", "temperature=0", "budget_tokens=1000"):
+        assert load_config(None, [*llm, f"tasks.llm.{other}"]).recipe() != recipe, other
 
 
 def test_a_default_that_is_written_out_is_the_same_recipe() -> None:
@@ -368,6 +431,16 @@ TREES = st.fixed_dictionaries(
                     | st.fixed_dictionaries({"segment_tokens": st.just(size), "stride_tokens": st.integers(1, size)})
                 )
             ),
+        ),
+        "tasks": st.fixed_dictionaries(
+            {},
+            optional={
+                "writer": st.sampled_from(["none", "extractive", "self", "llm"]),
+                "per_sentence": COUNT,
+                "mix": st.none() | st.just(1.0) | BELOW_ONE,
+                "reading": BELOW_ONE,
+                "llm": st.fixed_dictionaries({}, optional={"base_url": st.none() | NAME, "temperature": POSITIVE}),
+            },
         ),
         "adapter": st.fixed_dictionaries(
             {},
@@ -450,3 +523,4 @@ def test_lift_segments_v1_is_the_authors_recipe() -> None:
     assert (training.beta1, training.beta2, training.eps, training.weight_decay) == (0.9, 0.98, 1e-8, 1e-4)
     assert (training.max_grad_norm, training.schedule, training.warmup_fraction) == (1.0, "constant", 0.0)
     assert training.batch_tokens >= 10**9, "an epoch is one step"
+    assert config.tasks.writer == "none", "segments only"

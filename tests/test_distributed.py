@@ -16,14 +16,17 @@ from safetensors.torch import load_file
 from conftest import save_model
 from liftlm import Document, LiftConfig, load_config, load_model
 from liftlm.adapters import attach_adapter
-from liftlm.examples import make_examples, plan_steps, split_step
+from liftlm.distilling import task_examples
+from liftlm.examples import make_examples, plan_training, split_step
 from liftlm.library import Library
 from liftlm.segments import split_into_segments
+from liftlm.tasks.extractive import write_extractive_tasks
 
 TEXT = "The ferryman Oswin Tarrel rang the bell of Corriden on 3 May 1743. " * 21
 SETTINGS = [
     "model.device=cpu",
     "model.dtype=float32",
+    "tasks.writer=none",
     "segments.segment_tokens=64",
     "adapter.rank=4",
     "training.epochs=2",
@@ -46,9 +49,9 @@ if sharded:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 take_step = liftlm.training._Run.step
 
-def step(run):
+def step(run, *chosen):
     assert all(type(p).__name__ == ("DTensor" if sharded else "Parameter") for p in run.parameters.values())
-    metrics = take_step(run)
+    metrics = take_step(run, *chosen)
     if metrics.step == stop_at and PartialState().process_index == 1:
         os.kill(os.getpid(), signal.SIGTERM)  # only one of the processes hears of it
     return metrics
@@ -56,6 +59,8 @@ def step(run):
 liftlm.training._Run.step = step
 main()
 """
+# questions beside the segments, some of them shown with text, whose soft targets both processes ask the base model for
+TASKS = ("tasks.writer=extractive", "tasks.per_sentence=1", "tasks.passage_characters=80", "tasks.reading=0.5")
 DDP = ["--multi_gpu"]  # on a machine without GPUs: gloo; `--cpu` alone starts a single process
 FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 
@@ -116,25 +121,27 @@ def apart(one: Tensors, other: Tensors) -> float:
 
 
 def test_two_processes_make_the_adapter_of_one(folder: Path) -> None:
-    settings = config()
-    result = launch(folder, "two", DDP)
+    settings = config(*TASKS)
+    result = launch(folder, "two", DDP, *TASKS)
     assert result.returncode == 0, result.stderr
     one, two = alone(folder, settings), stored(folder, "two")
     moved = apart(one, alone(folder, settings, trained=False))
     assert apart(one, two) < 1e-4 * moved
-    assert apart(one, alone(folder, config("seed=1"))) > 0.5 * moved  # a different run is far away
+    assert apart(one, alone(folder, config(*TASKS, "seed=1"))) > 0.5 * moved  # a different run is far away
     assert len(result.stdout.splitlines()) == 1 and result.stderr.count("Absorbed ") == 1  # one keeps the books
 
     # the steps were of all kinds: several micro-batches a process, and one with nothing to do for the second
     model = load_model(str(folder), settings.model)
     rows = make_examples(split_into_segments(model.encode(TEXT), 64, 24), model.tokenizer)
-    counts = {
-        len([part for part in split_step(step, rows, 64, 2) if part])
-        for step in plan_steps(rows, 270, 0, settings.seed)
-    }
+    document = Document(title="corriden", text=TEXT)
+    tasks = write_extractive_tasks(TEXT, 1, settings.seed)
+    rows += task_examples(model, document, tasks, model.resolve(settings))[0]
+    steps = [step for _, step in plan_training(rows, model.resolve(settings))]
+    counts = {len([part for part in split_step(step, rows, 64, 2) if part]) for step in steps}
     assert 1 in counts and max(counts) > 2
+    assert {(row.group[:7], row.soft is not None) for row in rows} >= {("", False), ("tasks", False), ("passage", True)}
 
-    again = launch(folder, "two", DDP, stop_at=1)  # at once from the library: no step is taken
+    again = launch(folder, "two", DDP, *TASKS, stop_at=1)  # at once from the library: no step is taken
     assert again.returncode == 0 and "From the library" in again.stderr, again.stderr
     assert apart(two, stored(folder, "two")) == 0
 

@@ -29,6 +29,7 @@ from liftlm.errors import (
 )
 from liftlm.library import export
 from liftlm.shelf import library_home
+from liftlm.tasks import Task
 from test_cli import SMALL, TEXT, lift, start
 from test_cli import book as book  # a fixture
 
@@ -125,6 +126,24 @@ def test_what_an_id_depends_on(model: Model, tmp_path: Path) -> None:
         ),
     ]
     assert set(same) == {identify()}
+
+
+def test_an_id_depends_on_given_tasks_and_on_how_they_are_trained_on(model: Model) -> None:
+    tasks = [Task("Who rang?", "Oswin.", "who", 0, 9), Task("When?", "1743.", "when", 0, 9)]
+
+    def identify(tasks: list[Task] | None, *settings: str) -> str:
+        return adapter_id(DOCUMENT, model, load_config(None, [*SETTINGS, *settings]), tasks)
+
+    different = [
+        *(identify(None), identify([]), identify(tasks[:1]), identify(tasks[::-1])),
+        identify([tasks[0], Task("When?", "1743.", "when", 0, 8)]),
+        *(identify(tasks, f"tasks.{setting}") for setting in ("mix=0.5", "reading=0", "first_epoch=1")),
+    ]
+    assert len({identify(tasks), *different}) == 1 + len(different)
+    # who might have written others does not matter; without any, nothing about tasks does
+    for setting in ("writer=extractive", "writer=llm", "per_sentence=9", "llm.model=other"):
+        assert identify(tasks, f"tasks.{setting}") == identify(tasks)
+    assert identify(None, "tasks.mix=0.5") == identify(None)
 
 
 def test_interrupted_work_is_no_entry_and_leaves_nothing_on_the_network(

@@ -13,6 +13,7 @@ from conftest import CHAT_TEMPLATE, make_tokenizer
 from liftlm.errors import UnknownModelError
 from liftlm.prompts import (
     Turn,
+    answer_end,
     answer_stops,
     answer_turn,
     encode_text,
@@ -191,6 +192,57 @@ def test_templates_that_lose_messages_are_refused(template: str, words: str) -> 
     with pytest.raises(UnknownModelError, match="chat template cannot be used") as caught:
         render_prompt(tokenizer, turns)
     assert words in caught.value.message and "chat_template" in caught.value.next_step
+
+
+# --- what ends an answer ----------------------------------------------------------------------------------------------
+
+
+def test_an_answer_ends_as_the_chat_template_ends_it() -> None:
+    """The first token after the answer in transformers' own rendering of a whole conversation."""
+    asked, answered = "Who rang the bell?", "Oswin Tarrel."
+    turns = [question_turn(CHAT, "T", asked), answer_turn(CHAT, answered), question_turn(CHAT, "T", "When?")]
+    before = [*render_prompt(CHAT, turns[:1]), *turns[1].tokens]
+    conversation = official(
+        CHAT,
+        [
+            ("user", f'Please answer the question based on "T".\nQuestion: {asked}'),
+            ("assistant", answered),
+            ("user", "When?"),
+        ],
+    )
+    assert conversation[: len(before)] == before
+    assert answer_end(CHAT) == [conversation[len(before)]] == [CHAT.convert_tokens_to_ids("<|im_end|>")]
+
+
+def test_without_a_template_the_end_token_ends_an_answer() -> None:
+    assert answer_end(PLAIN) == [PLAIN.convert_tokens_to_ids("<|endoftext|>")]
+    endless = make_tokenizer(chat=False)
+    endless.eos_token = None
+    assert answer_end(endless) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        # ends a turn with another token than the end token, as Gemma's does
+        (CHAT_TEMPLATE.replace("<|im_end|>", "<|bos|>"), "<|bos|>"),
+        # a blank or a line before it
+        (CHAT_TEMPLATE.replace("<|im_end|>", " \n<|bos|>"), "<|bos|>"),
+        # nothing at all, or no conversation: the end token
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "<|im_end|>"),
+        ("{{ raise_exception('Only one question, please') }}", "<|im_end|>"),
+        ("{{ messages[0]['content'] }}", "<|im_end|>"),
+    ],
+)
+def test_answer_end_follows_the_template(template: str, end: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    assert answer_end(tokenizer) == [tokenizer.convert_tokens_to_ids(end)]
+
+
+@pytest.mark.model
+def test_answer_end_of_the_real_model(embedded: Any) -> None:
+    assert answer_end(embedded.tokenizer) == [embedded.tokenizer.eos_token_id]
 
 
 # --- text is text -----------------------------------------------------------------------------------------------------

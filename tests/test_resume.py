@@ -20,14 +20,17 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import save_model
-from liftlm import Document, LiftConfig, absorb, load_config, load_model
+from liftlm import Document, LiftConfig, Model, absorb, load_config, load_model
 from liftlm.checkpoints import append_row
 from liftlm.errors import DiskFullError, InterruptedWorkError, TerminatedWorkError
 from liftlm.storage import file_sha256
+from liftlm.tasks import Task
+from liftlm.tasks.extractive import write_extractive_tasks
 from liftlm.training import StepMetrics, TrainingReport
 
 DOCUMENT = Document(title="Corriden", text="The ferryman Oswin Tarrel rang the bell of Corriden on 3 May 1743. " * 14)
 SETTINGS = [
+    "tasks.writer=none",
     "segments.segment_tokens=64",
     "adapter.rank=4",
     "adapter.dropout=0.1",
@@ -44,11 +47,15 @@ def config(*more: str) -> LiftConfig:
 
 
 def run(
-    folder: Path, work: Path | None, settings: LiftConfig, on_step: OnStep = lambda m: None
+    folder: Path,
+    work: Path | None,
+    settings: LiftConfig,
+    on_step: OnStep = lambda m: None,
+    given: list[Task] | None = None,
 ) -> tuple[Tensors, TrainingReport]:
     """Absorbs in a freshly loaded model, as a new process would."""
     model = load_model(str(folder))
-    adapter = absorb(DOCUMENT, model, settings, folder=work, on_step=on_step)
+    adapter = absorb(DOCUMENT, model, settings, tasks=given, folder=work, on_step=on_step)
     tensors = {key: tensor.detach().clone() for key, tensor in model.adapters[adapter.id].tensors().items()}
     return tensors, adapter.report
 
@@ -102,6 +109,45 @@ def test_crashes_change_nothing(kind: str, tiny_folder: Path, tmp_path: Path) ->
     assert [row["step"] for row in metrics(work)] == list(range(1, report.steps + 1))
     assert other.epoch_losses == report.epoch_losses and other.tokens == report.tokens
     assert other.resumed_from == report.steps - 1 and report.resumed_from is None
+
+
+@pytest.mark.parametrize(
+    "given", [None, [Task("Who rang?", "Oswin Tarrel.", "who", 0, 66)] * 12], ids=["written", "given"]
+)
+def test_crashes_change_nothing_where_tasks_are_trained_on(
+    given: list[Task] | None, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed tasks, some with text to read, in an order of their own each epoch; the base model is asked once only."""
+    settings = config(
+        *("tasks.writer=extractive", "tasks.per_sentence=2", "tasks.mix=0.8", "tasks.first_epoch=1"),
+        *("tasks.reading=0.5", "tasks.passage_characters=80", "tasks.teacher_weight=0.3", "training.batch_tokens=350"),
+    )
+    whole, report = run(tiny_folder, tmp_path / "whole", settings, given=given)
+    work, asked, top_tokens = tmp_path / "work", list[int](), Model.top_tokens
+
+    def count(self: Model, *arguments: Any) -> Any:
+        asked.append(1)
+        return top_tokens(self, *arguments)
+
+    monkeypatch.setattr(Model, "top_tokens", count)
+    with pytest.raises(Crash):
+        run(tiny_folder, work, settings, crash_at(1), given)
+    first = len(asked)
+    heard: list[int] = []
+    for at in (report.steps // 2, report.steps - 1):
+        with pytest.raises(Crash):
+            run(tiny_folder, work, settings, crash_at(at), given)
+    resumed, again = run(tiny_folder, work, settings, lambda m: heard.append(m.step), given)
+    assert len(asked) == first > 0, "the base model was asked again"
+    assert again.resumed_from == report.steps - 2 and heard == [report.steps - 1, report.steps]
+    assert same(whole, resumed)
+    assert metrics(work) == metrics(tmp_path / "whole") and len(metrics(work)) == report.steps > 6
+    assert again.epoch_losses == report.epoch_losses and again.tokens == report.tokens
+    lines = (work / "tasks.jsonl").read_bytes()
+    assert lines == (tmp_path / "whole" / "tasks.jsonl").read_bytes()
+    assert lines.count(b"\n") == (len(given) if given else len(write_extractive_tasks(DOCUMENT.text, 2)))
+    other, _ = run(tiny_folder, None, config(), given=[])
+    assert not same(whole, other), "the tasks change nothing"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from liftlm.adapters import attach_adapter, remove_adapter
 from liftlm.config import LiftConfig
 from liftlm.devices import join_processes
-from liftlm.distilling import distil
+from liftlm.distilling import task_examples
 from liftlm.documents import Document
 from liftlm.errors import EmptyDocumentError
 from liftlm.examples import Example, make_examples, make_task_examples
 from liftlm.models import Model
-from liftlm.reading import read_with_passage, reading_examples
+from liftlm.reading import with_passages
 from liftlm.segments import split_into_segments
 from liftlm.storage import canonical_json
 from liftlm.tasks import Task
@@ -69,13 +69,18 @@ def absorb(
         examples = make_examples(segments, model.tokenizer)
         together = join_processes(model.device)
         alone = together.num_processes == 1
-        feed = _Feed(model, document, config, arriving) if arriving.slow and alone else None
+        wanted = config.tasks.mix != 0
+        # a teacher needs all tasks at once
+        overlap = wanted and arriving.slow and alone and not config.tasks.teacher_weight
+        feed = _Feed(model, document, config, arriving) if overlap else None
         soft = None
-        if feed is None:
-            written = _for_all_processes(arriving.all, together)
-            asked, soft = distil(model, document, written, config, folder and folder / "teacher.safetensors")
+        if feed is not None:
+            arriving.begin()
+        else:
+            written = _for_all_processes(arriving.all, together) if wanted else []
+            cache = folder and folder / "teacher.safetensors"
+            asked, soft = task_examples(model, document, written, config, cache)
             examples += asked
-            examples += reading_examples(model, document, written, config, folder and folder / "readings.json")
         if not examples:
             raise EmptyDocumentError(
                 f"'{document.title}' is a single token; there is nothing to learn.", "Give a longer document."
@@ -104,10 +109,12 @@ class _Feed:
         return self._arriving.finished
 
     def poll(self, wait: bool) -> list[Example]:
-        tasks = self._arriving.poll(wait)
         model = self._model
-        examples = make_task_examples(tasks, model.tokenizer, self._document.title, model.window)
-        return examples + read_with_passage(model, self._document, tasks, self._config)
+        examples: list[Example] = []
+        for task in self._arriving.poll(wait):  # one by one: a resumed run gets many at once and must number them alike
+            examples += make_task_examples([task], model.tokenizer, self._document.title, model.window)
+            examples += with_passages(model, self._document, [task], self._config)
+        return examples
 
 
 def _for_all_processes(write: Callable[[], list[Task]], together: Accelerator) -> list[Task]:
@@ -122,7 +129,7 @@ def _for_all_processes(write: Callable[[], list[Task]], together: Accelerator) -
 
 def adapter_id(document: Document, model: Model, config: LiftConfig, tasks: Sequence[Task] | None = None) -> str:
     """What decides an adapter's content, hashed: text and title, base weights, recipe, tasks if given. 16 hex digits."""
-    recipe = model.resolve(config).recipe()
+    recipe = model.resolve(config).recipe(tasks_given=tasks is not None)
     parts: dict[str, Any] = {
         "text": document.id, "title": document.title, "model": model.fingerprint, "recipe": recipe
     }  # fmt: skip

@@ -77,7 +77,7 @@ def answer_all(
     tokens = model.encode(document.text) if settings.context != "none" else []
     prompts = [_build_prompt(model, document.title, question, tokens, settings, history=()) for question in questions]
     answers: dict[int, Answer] = {}
-    with use_adapter(model, adapter.id if adapter else None):
+    with use_adapter(model, adapter.id if adapter else None, strength=_strength(settings)):
         for generated in generate(model, prompts, settings, seed, on_text):
             index = generated.index
             answers[index] = _answer(questions[index], prompts[index], generated, adapter, settings)
@@ -127,7 +127,8 @@ class Conversation:
                 if not kept:
                     raise
                 kept.pop(0)
-        with use_adapter(self._model, self._adapter.id if self._adapter else None):
+        name = self._adapter.id if self._adapter else None
+        with use_adapter(self._model, name, strength=_strength(settings)):
             (generated,) = generate(self._model, [prompt], settings, self._config.seed, on_text)
         self._history = [*kept, (question, generated.text)]
         return _answer(question, prompt, generated, self._adapter, settings)
@@ -146,6 +147,10 @@ def _answer(
         answer_tokens=generated.tokens,
         seconds=generated.seconds,
     )
+
+
+def _strength(settings: AnsweringConfig) -> float:
+    return 1.0 if settings.context == "none" else settings.strength_with_text
 
 
 def method_name(adapter: Adapter | None, context: ContextPolicy) -> Method:

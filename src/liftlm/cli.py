@@ -75,7 +75,8 @@ def absorb(
     """Absorb DOCUMENT into an adapter and keep it in the library."""
     resolved = _config(config, settings, model=model, window=window)
     text, entry = _document(document, title)
-    adapter, new = _absorb(text, _load_model(resolved, entry), resolved, _given_tasks(tasks, text))
+    given = _given_tasks(tasks, text)
+    adapter, new = _absorb(text, _load_model(resolved, entry), resolved, given)
     if first_process():
         print(f"{adapter.id}  {text.title}" + ("" if new else "  (was in the library)"))
 

@@ -126,13 +126,19 @@ class TasksConfig(_Branch):
     """Which questions are written from the document, and how they are trained on (paper: auxiliary tasks)."""
 
     writer: Literal["none", "extractive", "self", "llm"] = "extractive"
-    per_sentence: _Whole = Field(default=3, ge=1)
+    per_sentence: _Whole = Field(default=4, ge=1)
+    # of the writers llm and self: sentences asked about as one, and how many such runs are drawn (None = all, in order)
+    sentences_together: _Whole = Field(default=1, ge=1)
+    requests: _Whole | None = Field(default=None, ge=1)
     # share of an epoch's tokens that are tasks: 0 = segments only, 1 = tasks only, None = all of both, once
     mix: _Number | None = Field(default=None, ge=0, le=1)
     first_epoch: _Whole = Field(default=0, ge=0)  # tasks join after so many epochs of segments
-    reading: _Number = Field(default=0.25, ge=0, le=1)  # share of the tasks that are also asked with text in the window
-    passage_characters: _Whole = Field(default=1000, ge=1)  # of that text
-    # context distillation: the teacher is the base model with that text. 0 = next-token loss on the answer only
+    reading: _Number = Field(default=0.1, ge=0, le=1)  # share of the tasks that are also asked with text in the window
+    # that text: a passage around the evidence, with the base model as teacher of how to read it; or head and tail of the
+    # document as far as the window holds them (2502.14644)
+    show: Literal["passage", "truncate"] = "passage"
+    passage_characters: _Whole = Field(default=1000, ge=1)
+    # context distillation: the teacher is the base model with the passage; 0 = next-token loss on the answer only
     teacher_weight: _Number = Field(default=0.0, ge=0, le=1)
     teacher_tokens: _Whole = Field(default=16, ge=1)  # its likeliest ones that are learnt, at each token of an answer
     llm: LlmConfig = LlmConfig()
@@ -145,6 +151,8 @@ class AdapterConfig(_Branch):
     rank: _Whole = Field(default=32, ge=1)
     alpha: _Number = Field(default=64.0, gt=0)  # LoRA scale = alpha / rank
     dropout: _Number = Field(default=0.0, ge=0, lt=1)
+    # pissa: begins with the weights' principal directions; written as a plain LoRA of twice the rank
+    initialization: Literal["kaiming", "pissa"] = "kaiming"
     # names as in PEFT, of linear layers; the head is never one
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
 
@@ -152,9 +160,9 @@ class AdapterConfig(_Branch):
 class TrainingConfig(_Branch):
     """The plain loop. Betas, eps, clipping and weight decay are those of the authors' code."""
 
-    epochs: _Whole = Field(default=3, ge=1)
-    learning_rate: _Number = Field(default=1e-3, gt=0)
-    batch_tokens: _Whole = Field(default=2048, ge=1)  # tokens an optimiser step sees, over all devices
+    epochs: _Whole = Field(default=1, ge=1)
+    learning_rate: _Number = Field(default=7e-4, gt=0)
+    batch_tokens: _Whole = Field(default=512, ge=1)  # tokens an optimiser step sees, over all devices
     micro_batch_tokens: _Whole = Field(default=2048, ge=1)  # tokens in one forward pass on one device; memory
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_fraction: _Number = Field(default=0.05, ge=0, le=1)  # of all steps
@@ -171,6 +179,8 @@ class AnsweringConfig(_Branch):
     """How questions are answered. temperature 0 = greedy."""
 
     context: ContextPolicy = "truncate"
+    # how much of the adapter acts where text of the document is in the window: with all of it the model recites
+    strength_with_text: _Number = Field(default=0.5, ge=0, le=1)
     max_new_tokens: _Whole = Field(default=64, ge=1)
     temperature: _Number = Field(default=0.0, ge=0)
     top_p: _Number = Field(default=1.0, gt=0, le=1)
@@ -179,6 +189,7 @@ class AnsweringConfig(_Branch):
 
 
 _ONLY_HOW = {"base_url", "api_key_variable", "concurrency", "timeout_seconds", "attempts"}  # not what is written
+_HOW_TASKS_ARE_WRITTEN = {"writer", "per_sentence", "sentences_together", "requests", "llm"}
 
 
 class LiftConfig(_Branch):
@@ -219,10 +230,11 @@ class LiftConfig(_Branch):
             }
         )
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self, tasks_given: bool = False) -> dict[str, Any]:
         """The part that decides what an adapter learns: with document and model, the key of a library entry.
 
-        Left out is what only decides where, how safely or in how large pieces the same training runs.
+        Left out is what only decides where, how safely or in how large pieces the same training runs; with `tasks_given`
+        also how tasks are written.
         """
         training = self.training.model_dump(
             mode="json", exclude={"checkpoint_seconds", "gradient_checkpointing", "micro_batch_tokens"}
@@ -234,7 +246,9 @@ class LiftConfig(_Branch):
         tasks = self.tasks.model_dump(mode="json", exclude={"llm": _ONLY_HOW})
         if self.tasks.writer != "llm":
             del tasks["llm"]
-        if self.tasks.writer == "none":
+        if tasks_given:
+            tasks = {key: value for key, value in tasks.items() if key not in _HOW_TASKS_ARE_WRITTEN}
+        elif self.tasks.writer == "none":
             tasks = {"writer": "none"}
         return {"segments": segments, "tasks": tasks, "adapter": adapter, "training": training, "seed": self.seed}
 

@@ -1,17 +1,19 @@
-"""Context distillation: what the base model, with the evidence in its window, would say next at each token of an answer.
+"""What the base model, with the evidence in its window, would say next at each token of an answer: soft targets.
 
-The student learns the same answer without the text. Its targets are the teacher's likeliest tokens with their shares (KL
-divergence), mixed with the answer itself. Computed once, before training, and kept in a file.
+They are learnt in two places. Without the text (context distillation: `tasks.teacher_weight`, mixed with the answer itself),
+to know the document as the base model reads it. And with the text (`tasks.reading`), to go on reading it as the base model
+does: absorbing alone teaches to recite, even where the answer stands in the window. Computed once, before training.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from liftlm.adapters import use_adapter
@@ -19,75 +21,74 @@ from liftlm.config import LiftConfig
 from liftlm.documents import Document
 from liftlm.examples import Example, answer_example, make_task_examples, share_beginning, split_step
 from liftlm.models import Model
-from liftlm.reading import split_into_passages
+from liftlm.reading import split_into_passages, with_head_and_tail
 from liftlm.rows import SoftTargets, row_tensors
-from liftlm.storage import write_errors
+from liftlm.storage import write_file
 from liftlm.tasks import Task
 
 
-def distil(
+def task_examples(
     model: Model, document: Document, tasks: Sequence[Task], config: LiftConfig, cache: Path | None = None
 ) -> tuple[list[Example], SoftTargets | None]:
-    """Task examples with soft targets where a passage of the document holds the task's evidence, and the targets.
+    """Examples of all tasks, those of `tasks.reading` also with text, and the soft targets that they count in.
 
-    `cache`, a safetensors file, keeps what the teacher said. Raises DiskFullError, NoWritePermissionError.
+    `cache`, a safetensors file, keeps what the teacher said. Tasks whose evidence is in no passage have the plain label.
+    Raises DiskFullError, NoWritePermissionError.
     """
-    if not config.tasks.teacher_weight:
-        return make_task_examples(tasks, model.tokenizer, document.title, model.window), None
-    students: list[Example] = []
-    teachers: list[list[tuple[int, Example]]] = []
-    passages = split_into_passages(document.text, tasks, config.tasks.passage_characters)
-    for passage in passages:
-        context = model.encode(document.text[passage.start : passage.end])
-        taught = []
-        for task in passage.tasks:
-            for student in make_task_examples([task], model.tokenizer, document.title, model.window):
-                teacher = answer_example(
-                    model.tokenizer, document.title, task.question, task.answer, model.window, context
-                )
-                if teacher is not None and teacher.targets == student.targets:
-                    taught.append((len(students), teacher))
-                students.append(student)
-        shared = share_beginning([teacher for _, teacher in taught], "passage")
-        teachers.append([(index, teacher) for (index, _), teacher in zip(taught, shared, strict=True)])
+    settings, tokenizer, title = config.tasks, model.tokenizer, document.title
+    draw = random.Random(f"{config.seed}/reading")
+    if settings.show == "truncate" or not (settings.reading or settings.teacher_weight):
+        shown = draw.sample(list(tasks), round(settings.reading * len(tasks)))
+        examples = make_task_examples(tasks, tokenizer, title, model.window)
+        return examples + with_head_and_tail(model, document, shown), None
+    passages = split_into_passages(document.text, tasks, settings.passage_characters)
     inside = {task for passage in passages for task in passage.tasks}
-    students += make_task_examples(
-        [task for task in tasks if task not in inside], model.tokenizer, document.title, model.window
-    )
+    examples = make_task_examples([task for task in tasks if task not in inside], tokenizer, title, model.window)
+    taught: list[list[Example]] = []
     row = 0
-    order = [pair for group in teachers for pair in group]
-    for index, teacher in order:
-        students[index] = replace(students[index], soft=row)
-        row += teacher.targets
-    if not row:
-        return students, None
-    return students, _taught(model, teachers, config, cache)
+    for number, passage in enumerate(passages):
+        context = model.encode(document.text[passage.start : passage.end])
+        teachers: list[Example] = []
+        read: list[Example] = []
+        for task in passage.tasks:
+            for student in make_task_examples([task], tokenizer, title, model.window):
+                examples.append(student)
+                reads = draw.random() < settings.reading
+                teacher = answer_example(tokenizer, title, task.question, task.answer, model.window, context)
+                if teacher is None or teacher.targets != student.targets or not (reads or settings.teacher_weight):
+                    continue  # the passage leaves no room for the whole answer, or nobody wants to know
+                if settings.teacher_weight:
+                    examples[-1] = replace(student, soft=row, soft_weight=settings.teacher_weight)
+                if reads:
+                    read.append(replace(teacher, soft=row, soft_weight=1.0))
+                teachers.append(teacher)
+                row += teacher.targets
+        taught.append(share_beginning(teachers, "passage"))
+        examples += share_beginning(read, f"passage {number}", together=True)
+    return examples, _soft_targets(model, taught, config, cache) if row else None
 
 
-def _taught(
-    model: Model, teachers: Sequence[Sequence[tuple[int, Example]]], config: LiftConfig, cache: Path | None
+def _soft_targets(
+    model: Model, taught: Sequence[Sequence[Example]], config: LiftConfig, cache: Path | None
 ) -> SoftTargets:
+    """The base model's likeliest tokens at all targets of these examples, in their order; one list holds one passage's."""
     if cache is not None and cache.is_file():
         stored = load_file(cache)
-        return SoftTargets(stored["tokens"], stored["shares"], config.tasks.teacher_weight)
-    tokens, shares = [], []
+        return SoftTargets(stored["tokens"], stored["shares"])
+    tokens: list[Tensor] = []
+    shares: list[Tensor] = []
     with use_adapter(model, None):
-        for group in teachers:
-            rows = [teacher for _, teacher in group]
+        for rows in taught:
             said: dict[int, tuple[Tensor, Tensor]] = {}
-            for batch in split_step(range(len(rows)), rows, config.training.micro_batch_tokens, 1):
+            for batch in split_step(range(len(rows)), rows, config.training.micro_batch_tokens, 1, model.can_pack):
                 chosen = [rows[index] for index in batch]
                 ids, probabilities = model.top_tokens(config.tasks.teacher_tokens, *row_tensors(model, chosen))
                 counts = [row.targets for row in chosen]
-                split = zip(batch, torch.split(ids, counts), torch.split(probabilities, counts), strict=True)
-                for index, part, share in split:
-                    said[index] = (part.int().cpu(), share.cpu())
+                parts = zip(torch.split(ids, counts), torch.split(probabilities, counts), strict=True)
+                said |= {i: (part.int().cpu(), share.cpu()) for i, (part, share) in zip(batch, parts, strict=True)}
             tokens += [said[index][0] for index in range(len(rows))]
             shares += [said[index][1] for index in range(len(rows))]
     table = {"tokens": torch.cat(tokens).contiguous(), "shares": torch.cat(shares).contiguous()}
     if cache is not None:
-        draft = cache.with_name(f".{cache.name}")
-        with write_errors(cache):
-            save_file(table, draft)
-            draft.replace(cache)
-    return SoftTargets(table["tokens"], table["shares"], config.tasks.teacher_weight)
+        write_file(cache, save(table))
+    return SoftTargets(table["tokens"], table["shares"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from liftlm.config import LiftConfig
@@ -33,6 +33,7 @@ class Example:
     shared: int = 0  # tokens
     together: bool = False
     soft: int | None = None  # the first of its rows in a table of soft targets, one a target (see `distilling`)
+    soft_weight: float = 0.0  # of the soft targets; the rest is the label's
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -60,27 +61,36 @@ def make_examples(segments: Iterable[Segment], tokenizer: Tokenizer) -> list[Exa
     return examples
 
 
-def make_task_examples(tasks: Iterable[Task], tokenizer: Tokenizer, title: str, window: int) -> list[Example]:
+def make_task_examples(
+    tasks: Iterable[Task],
+    tokenizer: Tokenizer,
+    title: str,
+    window: int,
+    context: Sequence[int] = (),
+    group: str = "tasks",
+) -> list[Example]:
     """One example a task: the question as it is asked when answering, loss on the answer and on what ends it.
 
     LIFT, section 3.2. An answer too long for the window is cut (and then not ended); a question too long is left out.
+    Examples of one group, which may be made in several calls, must have the same context.
     """
-    frame = _frame(tokenizer, title)
+    frame = _frame(tokenizer, title, context)
     examples = []
     for task in tasks:
-        example = answer_example(tokenizer, title, task.question, task.answer, window)
+        example = answer_example(tokenizer, title, task.question, task.answer, window, context)
         if example is not None:
             same = example.tokens[: len(frame)] == frame and len(example) - example.targets > len(frame)
             examples.append(
-                replace(example, group="tasks" if same else "other tasks", shared=len(frame) if same else 0)
+                replace(example, group=group if same else f"other {group}", shared=len(frame) if same else 0)
             )
     return examples
 
 
-def _frame(tokenizer: Tokenizer, title: str) -> tuple[int, ...]:
-    """What the prompts of all questions without text begin with."""
+def _frame(tokenizer: Tokenizer, title: str, context: Sequence[int]) -> tuple[int, ...]:
+    """What the prompts of all questions with this text begin with."""
     prompts = [
-        render_prompt(tokenizer, [question_turn(tokenizer, title, question)]) for question in ("Who?", "7", "in", "’")
+        render_prompt(tokenizer, [question_turn(tokenizer, title, question, context)])
+        for question in ("Who?", "7", "in", "’")
     ]
     columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
     return tuple(column[0] for column in columns)
@@ -119,6 +129,7 @@ def plan_training(examples: Sequence[Example], config: LiftConfig) -> list[tuple
     segments = [index for index, example in enumerate(examples) if not example.group]
     tasks = [index for index, example in enumerate(examples) if example.group]
     task_tokens = sum(len(examples[index]) - examples[index].shared for index in tasks)
+    task_tokens += sum({examples[i].group: examples[i].shared for i in tasks if examples[i].together}.values())
     mix = config.tasks.mix
     plan: list[tuple[int, list[int]]] = []
     for epoch in range(config.training.epochs):
@@ -148,34 +159,40 @@ def _draw(segments: Sequence[int], examples: Sequence[Example], tokens: float, s
 def plan_steps(examples: Sequence[Example], batch_tokens: int, epoch: int, seed: int) -> list[list[int]]:
     """Which examples (by index) each optimiser step of an epoch sees: shuffled, then filled up to `batch_tokens`.
 
-    Every example is seen once an epoch; one longer than the budget is a step of its own, and so is a group that stays together.
-    A beginning that a group shares counts once in such a group.
+    Every example is seen once an epoch; one longer than the budget is a step of its own, and so is a group that stays
+    together. A beginning that a group shares counts once a step, as it is computed once.
     """
     units: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         units.setdefault(example.group if example.together else f"#{index}", []).append(index)
     order = list(units.values())
     random.Random(f"{seed}/{epoch}").shuffle(order)
+    return fill_steps(order, examples, batch_tokens)
+
+
+def fill_steps(units: Iterable[Sequence[int]], examples: Sequence[Example], batch_tokens: int) -> list[list[int]]:
+    """Units (indices that stay together) in steps of at most `batch_tokens`, in their order."""
     steps: list[list[int]] = []
     used = 0
-    for unit in order:
-        cost = sum(len(examples[index]) for index in unit) - examples[unit[0]].shared * (len(unit) - 1)
-        if steps and used + cost <= batch_tokens:
-            steps[-1] += unit
-            used += cost
-        else:
-            steps.append(list(unit))
-            used = cost
+    present: set[str] = set()
+    for unit in units:
+        group, shared = examples[unit[0]].group, examples[unit[0]].shared
+        fresh = sum(len(examples[index]) for index in unit) - shared * len(unit)
+        if not steps or used + fresh + (0 if group in present else shared) > batch_tokens:
+            steps.append([])
+            used, present = 0, set()
+        steps[-1] += unit
+        used += fresh + (0 if group in present else shared)
+        present.add(group)
     return steps
 
 
-def batch_tokens(rows: Sequence[Example]) -> int:
+def batch_tokens(rows: Sequence[Example], can_pack: Callable[[int], bool] = lambda longest: True) -> int:
     """What a micro-batch of these examples costs: one group in one row, its shared beginning once; else padded to the longest."""
-    if not rows:
-        return 0
-    if rows[0].group:
+    longest = max((len(row) for row in rows), default=0)
+    if rows and rows[0].group and can_pack(longest):
         return rows[0].shared + sum(len(row) - row.shared for row in rows)
-    return max(len(row) for row in rows) * len(rows)
+    return longest * len(rows)
 
 
 @dataclass(frozen=True)
@@ -203,21 +220,30 @@ def pack_row(rows: Sequence[Example]) -> PackedRow:
 
 
 def split_step(
-    step: Sequence[int], examples: Sequence[Example], micro_batch_tokens: int, processes: int
+    step: Sequence[int],
+    examples: Sequence[Example],
+    micro_batch_tokens: int,
+    processes: int,
+    can_pack: Callable[[int], bool] = lambda longest: True,
 ) -> list[list[int]]:
     """A step's examples in micro-batches of one group and similar length, none above `micro_batch_tokens` (see `batch_tokens`).
 
     Their number is a multiple of `processes` (process r takes every r-th), so that all run the same number of forward
     passes. Empty ones fill up; with as many examples as processes, each process has at least one that is not empty.
+    can_pack: whether the model takes examples of a group in one row, by their longest (`Model.can_pack`).
     """
+
+    def beginning(index: int) -> int:
+        return examples[index].shared if can_pack(len(examples[index])) else 0
+
     by_length = sorted(step, key=lambda index: (examples[index].group, -len(examples[index]), index))
-    share = -(-sum(len(examples[index]) - examples[index].shared for index in step) // processes)  # spreads the work
+    share = -(-sum(len(examples[index]) - beginning(index) for index in step) // processes)  # spreads the work
     micro_batches: list[list[int]] = []
     for index in by_length:
         current = micro_batches[-1] if micro_batches else None
         if current is not None and examples[current[0]].group == examples[index].group:
-            cost = batch_tokens([examples[other] for other in [*current, index]])
-            alone = examples[current[0]].shared
+            cost = batch_tokens([examples[other] for other in [*current, index]], can_pack)
+            alone = beginning(current[0])
             if cost <= micro_batch_tokens and cost - alone <= max(share, len(examples[current[0]]) - alone):
                 current.append(index)
                 continue

@@ -31,6 +31,7 @@ from liftlm.errors import (
     UnknownModelError,
 )
 from liftlm.losses import next_token_loss, soft_target_loss
+from liftlm.probes import head_is_plain, keeps_apart, softcap
 from liftlm.prompts import Tokenizer, encode_text, leading_tokens
 from liftlm.storage import write_errors
 
@@ -56,6 +57,7 @@ class Model:
     adapters: dict[str, Any] = field(default_factory=dict)  # what is attached, by name; kept by liftlm.adapters
     peft: Any = None  # PEFT's view of the network once it has held a LoRA; kept by liftlm.adapters
     _plain_head: bool | None = None
+    _packs: bool | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text."""
@@ -91,7 +93,7 @@ class Model:
             if targets is None or shares is None:
                 return torch.nn.functional.cross_entropy(hidden, wanted[keep], reduction="sum")
             return -(shares * hidden.log_softmax(-1).gather(1, targets)).sum()
-        cap = _softcap(self.network)
+        cap = softcap(self.network)
         if targets is None or shares is None:
             return next_token_loss(hidden, wanted[keep], head.weight, head.bias, cap)
         return soft_target_loss(hidden, targets, shares, head.weight, head.bias, cap)
@@ -104,7 +106,7 @@ class Model:
         logits, head = self._states(tokens, labels[:, 1:] != -100, positions, mask)
         if head is not None:
             logits = torch.nn.functional.linear(logits, head.weight, head.bias).float()
-            cap = _softcap(self.network)
+            cap = softcap(self.network)
             logits = logits if cap is None else torch.tanh(logits / cap) * cap
         values, ids = logits.topk(min(count, logits.shape[-1]), dim=-1)
         return ids, values.softmax(-1)
@@ -117,7 +119,7 @@ class Model:
         if mask is not None:
             inputs |= {"position_ids": positions, "attention_mask": mask}
         if self._plain_head is None:
-            self._plain_head = _head_is_plain(self.network)
+            self._plain_head = head_is_plain(self.network)
         if not self._plain_head:
             return self.network(**inputs).logits[:, :-1][keep].float(), None
         head: Any = self.network.get_output_embeddings()
@@ -126,8 +128,12 @@ class Model:
     def can_pack(self, longest: int) -> bool:
         """Whether examples of up to `longest` tokens may share a row: a mask for all layers overrides their windows."""
         config: Any = self.network.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        return not window or longest <= int(window)
+        limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        if any(limit and longest > int(limit) for limit in limits):
+            return False
+        if self._packs is None:
+            self._packs = keeps_apart(self.network)
+        return self._packs
 
 
 def load_model(name: str | None = None, config: ModelConfig | None = None, notify: Notify = lambda text: None) -> Model:
@@ -332,37 +338,6 @@ def _dtype_ratio(folder: Path, dtype: torch.dtype) -> float:
         return 1.0  # damaged files are reported when they are loaded
     width = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}.get(stored, 4)
     return dtype.itemsize / width
-
-
-def _softcap(network: PreTrainedModel) -> float | None:
-    value = getattr(network.config.get_text_config(), "final_logit_softcapping", None)
-    return float(value) if value else None
-
-
-@torch.no_grad()
-def _head_is_plain(network: PreTrainedModel) -> bool:
-    """Whether logits = head(hidden states), up to a soft cap; measured on a few tokens instead of listing families.
-
-    Some families scale them, and then the whole network is asked.
-    """
-    head = network.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear):
-        return False
-    vocabulary = head.weight.shape[0]
-    probe = torch.tensor([[index % vocabulary for index in (1, 5, 3, 7)]], device=head.weight.device)
-    training = network.training
-    network.eval()
-    try:
-        expected = network(input_ids=probe, use_cache=False).logits.float()
-        logits = head(network.base_model(input_ids=probe, use_cache=False)[0].to(head.weight.dtype)).float()
-    except (TypeError, AttributeError, RuntimeError, ValueError):
-        return False
-    finally:
-        network.train(training)
-    cap = _softcap(network)
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return torch.allclose(expected, logits, rtol=1e-2, atol=1e-2)
 
 
 def _first_line(error: BaseException) -> str:

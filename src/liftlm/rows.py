@@ -18,7 +18,6 @@ class SoftTargets:
 
     tokens: Tensor
     shares: Tensor
-    weight: float  # of the teacher; the rest is the label's
 
 
 def row_tensors(model: Model, rows: Sequence[Example]) -> tuple[Tensor, ...]:
@@ -53,8 +52,8 @@ def soft_rows(rows: Sequence[Example], table: SoftTargets) -> tuple[Tensor, Tens
             share, rest = torch.zeros(len(labels), width), torch.ones(len(labels), 1)
         else:
             soft = table.tokens[row.soft : row.soft + len(labels)].long()
-            share = table.shares[row.soft : row.soft + len(labels)] * table.weight
-            rest = torch.full((len(labels), 1), 1 - table.weight)
+            share = table.shares[row.soft : row.soft + len(labels)] * row.soft_weight
+            rest = torch.full((len(labels), 1), 1 - row.soft_weight)
         tokens.append(torch.cat([soft, labels], 1))
         shares.append(torch.cat([share, rest], 1))
     return torch.cat(tokens), torch.cat(shares)

@@ -6,11 +6,11 @@ Knows token counts only. `examples` plans an epoch; what is here is the order of
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from liftlm.config import LiftConfig
-from liftlm.examples import Example, plan_steps, plan_training
+from liftlm.examples import Example, fill_steps, plan_steps, plan_training
 
 _TASK_TOKENS = 100  # before any is known
 
@@ -67,22 +67,24 @@ class Schedule:
     def steps(self) -> int:
         """Of the whole run. Where tasks are still being written an estimate, which depends on the steps taken only."""
         known = len(self.taken) + len(self._ahead)
-        return known if self._feed is None else known + round(self._unknown_tokens() / self._batch)
+        return known if self._feed is None else known + round(self._unknown(_cost) / self._batch)
 
     @property
     def tokens(self) -> int:
         known = sum(len(self.examples[index]) for _, step in [*self.taken, *self._ahead] for index in step)
-        return known if self._feed is None else known + round(self._unknown_tokens())
+        return known if self._feed is None else known + round(self._unknown(len))
 
-    def _unknown_tokens(self) -> float:
-        """Of tasks not yet taken, and of the epochs after their arrival."""
+    def _unknown(self, size: Callable[[Example], int]) -> float:
+        """Size of the tasks not yet taken, and of the epochs after their arrival."""
         assert self._feed is not None
-        seen = [len(self.examples[i]) for epoch, step in self.taken for i in step if self.examples[i].group]
+        seen = [size(self.examples[i]) for _, step in self.taken for i in step if self.examples[i].group]
         mean = sum(seen) / len(seen) if seen else _TASK_TOKENS
         segments = sum(len(example) for example in self.examples if not example.group)
         later = self._config.training.epochs - self._arrival - 1
         expected = max(self._feed.expected, len(seen)) * mean
-        return expected - len(seen) * mean + later * (expected + (segments if self._config.tasks.mix != 1 else 0))
+        mix = self._config.tasks.mix
+        beside = expected * (1 - mix) / mix if mix else segments
+        return expected - len(seen) * mean + later * (expected + beside)
 
     def next(self) -> Step | None:
         """The next step; None after the last one. May wait, and raises what the writer of tasks raises."""
@@ -92,11 +94,14 @@ class Schedule:
         return step
 
     def _next(self) -> Step | None:
-        if self._feed is not None and (not self._ahead or self._ahead[0][0] >= self._arrival):
+        if self._feed is not None and self._ahead and self._ahead[0][0] < self._arrival:
+            while new := self._feed.poll(wait=False):  # or the writer stops when it is too far ahead
+                self._receive(new)
+        elif self._feed is not None:
             step = self._from_feed()
             if step is not None:
                 return step
-            if self._feed.finished and not self._arrived:
+            if not self._ahead:
                 self._plan_rest()
         return self._ahead.popleft() if self._ahead else None
 
@@ -116,22 +121,21 @@ class Schedule:
 
     def _full_step(self) -> int:
         """How many of the arrived tasks fill a step; 0 where they do not yet."""
-        used = 0
-        for count, index in enumerate(self._arrived):
-            used += len(self.examples[index])
-            if used > self._batch:
-                return max(1, count)
-        return 0
+        steps = fill_steps(([index] for index in self._arrived), self.examples, self._batch)
+        return len(steps[0]) if len(steps) > 1 else 0
 
     def _receive(self, new: Sequence[Example]) -> None:
         self._arrived.extend(range(len(self.examples), len(self.examples) + len(new)))
         self.examples += new
 
     def _plan_rest(self) -> None:
-        """All tasks have been seen once: what is left of this epoch's segments, then the epochs after it."""
+        """All of the arrival's epoch has been seen: the epochs after it, and that one too if no task came and it is still empty.
+
+        Not earlier: then `steps` would depend on when the writer's end was noticed, and a resumed run would not be the same.
+        """
         self._feed = None
-        later = [step for step in plan_training(self.examples, self._config) if step[0] > self._arrival]
-        self._ahead.extend(later)
+        first = self._arrival + any(epoch == self._arrival for epoch, _ in self.taken)
+        self._ahead.extend(step for step in plan_training(self.examples, self._config) if step[0] >= first)
 
     def _give_back(self, step: Step) -> None:
         """Takes a step that an earlier run took, waiting for its examples; the writer gives them in the same order."""
@@ -141,7 +145,7 @@ class Schedule:
         else:
             while self._feed is not None and not self._feed.finished and len(self.examples) <= max(indices):
                 self._receive(self._feed.poll(wait=True))
-            if self._feed is not None and epoch > self._arrival:
+            if self._feed is not None and (epoch > self._arrival or not self.examples[indices[0]].group):
                 while not self._feed.finished:
                     self._receive(self._feed.poll(wait=True))
                 self._arrived.clear()
@@ -151,3 +155,8 @@ class Schedule:
                 for index in indices:
                     self._arrived.remove(index)
         self.taken.append((epoch, list(indices)))
+
+
+def _cost(example: Example) -> int:
+    """Of one more in a step: what its group shares is computed once."""
+    return len(example) - example.shared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from liftlm.config import LiftConfig
 from liftlm.display import note
 from liftlm.documents import Document
 from liftlm.errors import EmptyDocumentError
+from liftlm.storage import canonical_json
 from liftlm.tasks import Task, write_tasks_file
 from liftlm.tasks.filters import filter_tasks, task_statistics
 from liftlm.tasks.sentences import split_into_sentences
@@ -29,7 +31,7 @@ def report_tasks(
     from liftlm.writing import ArrivingTasks
 
     model = load_model() if config.tasks.writer == "self" else None
-    folder = None if out is None else out.parent / f".{out.name}.writing"
+    folder = None if out is None else out.parent / f".{out.name}.{_mark(document, model, config)}.writing"
     tasks: list[Task] = []
     with ArrivingTasks(document, model, config, folder, None) as arriving:
         while not arriving.finished:
@@ -70,6 +72,12 @@ def _statistics(document: Document, tasks: list[Task]) -> str:
         f"Questions of {found.question_words:.1f} words and answers of {found.answer_words:.1f} on average; "
         f"{found.distinct_questions:,} questions differ. What the filters would object to: {faults or 'nothing'}."
     )
+
+
+def _mark(document: Document, model: Model | None, config: LiftConfig) -> str:
+    """What an interrupted call must have in common with this one for its tasks to be taken up."""
+    parts = [document.id, config.recipe()["tasks"], config.seed, model.fingerprint if model is not None else ""]
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:8]
 
 
 def _remove(folder: Path) -> None:

@@ -234,7 +234,9 @@ class _Run:
     def _accumulate(self, chosen: list[int], targets: int) -> float:
         """Backward over this process's micro-batches; returns the step's mean loss over all processes."""
         processes = self.accelerator.num_processes
-        micro_batches = split_step(chosen, self.examples, self.settings.micro_batch_tokens, processes)
+        micro_batches = split_step(
+            chosen, self.examples, self.settings.micro_batch_tokens, processes, self.model.can_pack
+        )
         mine = micro_batches[self.accelerator.process_index :: processes]
         total = torch.zeros((), device=self.device)
         for index, micro_batch in enumerate(mine):

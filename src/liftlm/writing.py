@@ -21,7 +21,7 @@ from liftlm.generating import Prompt, generate
 from liftlm.models import Model
 from liftlm.prompts import Turn, encode_text, render_prompt
 from liftlm.storage import write_errors
-from liftlm.tasks import Task
+from liftlm.tasks import Task, write_tasks_file
 from liftlm.tasks.extractive import write_extractive_tasks
 from liftlm.tasks.filters import filter_tasks
 from liftlm.tasks.llm import LlmWriter, WriterReport
@@ -45,17 +45,23 @@ class ArrivingTasks:
         folder: Path | None,
         given: Sequence[Task] | None,
     ) -> None:
-        self.finished = False  # nothing more will come
         self.dropped: Counter[str] = Counter()  # by the filters' reasons
-        self.count = 0
         self._text = document.text
-        self._sentences, self._per_sentence = len(split_into_sentences(document.text)), config.tasks.per_sentence
+        requests = config.tasks.requests or -(
+            -len(split_into_sentences(document.text)) // config.tasks.sentences_together
+        )
+        self._most = requests * config.tasks.per_sentence
         self._path = None if folder is None else folder / TASKS_FILE
-        self._before = self._read() if given is None else []
+        self._filtering = given is None and config.tasks.writer in ("self", "llm")
+        self._before = self._read() if self._filtering else []  # the others have everything at once
         self._known = {(task.question, task.start) for task in self._before}
+        self._reached = max((task.start for task in self._before), default=0)  # characters of the text
+        self._asked: set[object] = set()  # the filters' marks of what was kept
+        filter_tasks(self._before, self._text, self._asked)
+        self.count = len(self._before)
+        self._ended = False
         self._llm: LlmWriter | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None  # for replies that nobody keeps
-        self._filtering = given is None and config.tasks.writer in ("self", "llm")
         self._source: Iterator[list[Task]] | None = None  # once something is asked of it
         self._start: Callable[[], Iterator[list[Task]]] = lambda: self._begin(document, model, config, folder, given)
 
@@ -64,20 +70,31 @@ class ArrivingTasks:
         """What the server took; None for the other writers."""
         return None if self._llm is None else self._llm.report
 
+    @property
+    def finished(self) -> bool:
+        """Nothing more will come."""
+        return self._ended and not self._before
+
+    def begin(self) -> None:
+        """Starts the writer and waits for the first new tasks: a server that is not there shows before anything else is done."""
+        self._before += self._receive(wait=True)
+
     def poll(self, wait: bool = False) -> list[Task]:
         """What has arrived; with `wait`, something, unless nothing more will come. Raises what the writer raises."""
         if self._before:
             tasks, self._before = self._before, []
-            self.count += len(tasks)
             return tasks
-        while not self.finished:
+        return self._receive(wait)
+
+    def _receive(self, wait: bool) -> list[Task]:
+        while not self._ended:
             arrived = self._next(wait)
             if arrived is None:
                 return []
             fresh = [task for task in arrived if (task.question, task.start) not in self._known]
             kept = fresh
             if self._filtering:
-                kept, dropped = filter_tasks(fresh, self._text)
+                kept, dropped = filter_tasks(fresh, self._text, self._asked)
                 self.dropped.update(dropped)
             if kept:
                 self._append(kept)
@@ -95,12 +112,12 @@ class ArrivingTasks:
     @property
     def expected(self) -> int:
         """How many tasks there will be, from above."""
-        return self._sentences * self._per_sentence
+        return self._most
 
     def all(self) -> list[Task]:
         """Everything, once it is there."""
         tasks: list[Task] = []
-        while not self.finished or self._before:
+        while not self.finished:
             tasks += self.poll(wait=True)
         return tasks
 
@@ -110,7 +127,7 @@ class ArrivingTasks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.finished = True
+        self._ended = True
         if isinstance(self._source, TaskStream):
             self._source.close()
         if self._scratch is not None:
@@ -133,11 +150,13 @@ class ArrivingTasks:
             return iter([write_extractive_tasks(document.text, settings.per_sentence, config.seed)])
         if settings.writer == "self":
             assert model is not None
-            return write_self_tasks(document.text, settings.per_sentence, lambda asked: _continue(model, asked, config))
+            return write_self_tasks(
+                document.text, settings, config.seed, lambda asked: _continue(model, asked, config), self._reached
+            )
         if folder is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="liftlm-")
             folder = Path(self._scratch.name)
-        self._llm = LlmWriter(document.text, settings, folder / _REPLIES_FILE)
+        self._llm = LlmWriter(document.text, settings, folder / _REPLIES_FILE, config.seed)
         return self._llm.stream()
 
     def _next(self, wait: bool) -> list[Task] | None:
@@ -146,12 +165,12 @@ class ArrivingTasks:
             self._source = self._start()
         if isinstance(self._source, TaskStream):
             tasks = self._source.poll(None if wait else 0.0)
-            self.finished = self._source.finished
+            self._ended = self._source.finished
             return tasks
         if not wait and self.count and self._filtering:
             return None
         tasks = next(self._source, None)
-        self.finished = tasks is None
+        self._ended = tasks is None
         return tasks
 
     def _read(self) -> list[Task]:
@@ -160,18 +179,25 @@ class ArrivingTasks:
             return []
         tasks = []
         whole = 0
-        for line in self._path.read_bytes().splitlines(keepends=True):
+        content = self._path.read_bytes()
+        for line in content.splitlines(keepends=True):
             try:
+                if not line.endswith(b"\n"):
+                    break
                 tasks.append(Task(**json.loads(line)))
             except (ValueError, TypeError):
                 break
             whole += len(line)
-        with write_errors(self._path), self._path.open("r+b") as file:
-            file.truncate(whole)
+        if whole < len(content):
+            with write_errors(self._path), self._path.open("r+b") as file:
+                file.truncate(whole)
         return tasks
 
     def _append(self, tasks: Sequence[Task]) -> None:
         if self._path is None:
+            return
+        if not self._filtering:
+            write_tasks_file(self._path, tasks)
             return
         lines = "".join(json.dumps(dataclasses.asdict(task), ensure_ascii=False) + "\n" for task in tasks)
         with write_errors(self._path):
@@ -183,19 +209,24 @@ class ArrivingTasks:
 def _continue(model: Model, asked: Sequence[str], config: LiftConfig) -> list[str]:
     """What the bare model writes after each request and the begun "Question:"."""
     begun = encode_text(model.tokenizer, "Question:")
-    prompts = [
-        Prompt(render_prompt(model.tokenizer, [Turn("user", tuple(encode_text(model.tokenizer, text)))]) + begun)
+    tokens = [
+        render_prompt(model.tokenizer, [Turn("user", tuple(encode_text(model.tokenizer, text)))]) + begun
         for text in asked
     ]
-    room = model.window - max(len(prompt.tokens) for prompt in prompts)
+    fitting = [
+        index for index, prompt in enumerate(tokens) if len(prompt) <= model.window // 2
+    ]  # half is for the reply
+    written = [""] * len(asked)
+    if not fitting:
+        return written
+    room = model.window - max(len(tokens[index]) for index in fitting)
     settings = AnsweringConfig(
-        max_new_tokens=max(1, min(room, _SELF_TOKENS * config.tasks.per_sentence)), temperature=0.7, top_p=0.95
+        max_new_tokens=min(room, _SELF_TOKENS * config.tasks.per_sentence), temperature=0.7, top_p=0.95
     )
-    written = [""] * len(prompts)
     training = model.network.training
     with use_adapter(model, None), contextlib.ExitStack() as stack:
         model.network.eval()
         stack.callback(model.network.train, training)
-        for text in generate(model, prompts, settings, config.seed):
-            written[text.index] = text.text
+        for text in generate(model, [Prompt(tokens[index]) for index in fitting], settings, config.seed):
+            written[fitting[text.index]] = text.text
     return written

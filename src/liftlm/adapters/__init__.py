@@ -33,7 +33,8 @@ class AttachedAdapter(Protocol):
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Puts stored tensors in place."""
 
-    def switch_on(self, training: bool) -> None: ...
+    def switch_on(self, training: bool, strength: float) -> None:
+        """strength: so much of the change, from 0 (the base model) to 1 (all of it)."""
 
     def switch_off(self) -> None: ...
 
@@ -44,7 +45,9 @@ class AttachedAdapter(Protocol):
         """Takes it off the network for good; it must be off."""
 
 
-_ACTIVE = ""  # no adapter may have this name: model.adapters[_ACTIVE] is (name, training) of the one that is on
+_ACTIVE = (
+    ""  # no adapter may have this name: model.adapters[_ACTIVE] is (name, training, strength) of the one that is on
+)
 
 
 def attach_adapter(model: Model, name: str, config: AdapterConfig, seed: int) -> AttachedAdapter:
@@ -72,9 +75,10 @@ def load_adapter(model: Model, name: str, folder: Path) -> AttachedAdapter:
 
 
 @contextlib.contextmanager
-def use_adapter(model: Model, name: str | None, training: bool = False) -> Iterator[None]:
+def use_adapter(model: Model, name: str | None, training: bool = False, strength: float = 1.0) -> Iterator[None]:
     """Within the block the named adapter is on, or with None the bare base model; afterwards all is as it was before.
 
+    strength: so much of the change that it makes to the weights, between the base model (0) and all of it (1).
     Raises EntryNotFoundError where the model has no adapter of that name.
     """
     if name is not None and name not in model.adapters:
@@ -84,7 +88,7 @@ def use_adapter(model: Model, name: str | None, training: bool = False) -> Itera
         )
     before = model.adapters.get(_ACTIVE)
     try:
-        _switch(model, name, training)
+        _switch(model, name, training, strength)
         yield
     finally:
         if before is not None and before[0] in model.adapters:  # it may have been removed meanwhile
@@ -99,13 +103,13 @@ def remove_adapter(model: Model, name: str) -> None:
         model.adapters.pop(name).remove()
 
 
-def _switch(model: Model, name: str | None, training: bool = False) -> None:
+def _switch(model: Model, name: str | None, training: bool = False, strength: float = 1.0) -> None:
     active = model.adapters.pop(_ACTIVE, None)
     if active is not None:
         model.adapters[active[0]].switch_off()
     if name is not None:
-        model.adapters[name].switch_on(training)
-        model.adapters[_ACTIVE] = (name, training)
+        model.adapters[name].switch_on(training, strength)
+        model.adapters[_ACTIVE] = (name, training, strength)
 
 
 __all__ = ["AttachedAdapter", "attach_adapter", "load_adapter", "remove_adapter", "use_adapter"]

@@ -22,6 +22,8 @@ _FILE = "model.safetensors"
 class FullAdapter:
     """A full set of weights for the network of `model`."""
 
+    _whole: dict[str, Tensor] | None = None  # the adapter's weights while a mixture of them and the base's is on
+
     def __init__(self, model: Model) -> None:
         self._model = model
         self._on = False
@@ -58,9 +60,13 @@ class FullAdapter:
         else:
             self._other = placed
 
-    def switch_on(self, training: bool) -> None:
+    def switch_on(self, training: bool, strength: float = 1.0) -> None:
         dtype = torch.float32 if training else self._model.dtype
         self._other = {name: tensor.to(dtype) for name, tensor in self._other.items()}
+        if strength != 1:
+            self._whole = self._other
+            base = self._base()
+            self._other = {name: torch.lerp(base[name].data, new, strength) for name, new in self._whole.items()}
         self._exchange()
         for p in self._base().values():
             p.requires_grad_(training)
@@ -69,6 +75,8 @@ class FullAdapter:
         for p in self._base().values():
             p.requires_grad_(False)
         self._exchange()  # stays float32 after training, which may go on
+        if self._whole is not None:
+            self._other, self._whole = self._whole, None
 
     def _exchange(self) -> None:
         self._on = not self._on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,14 +27,15 @@ class LoraAdapter:
         targets = config.target_modules
         if targets != "all-linear":
             _check_targets(model, targets)
-        alpha = config.alpha
+        twice = 2 if config.initialization == "pissa" else 1
+        alpha = config.alpha * twice
         self._attach(
             model,
             name,
             LoraConfig(
                 task_type="CAUSAL_LM",
                 base_model_name_or_path=str(model.folder),
-                r=config.rank,
+                r=config.rank * twice,
                 # other programs read adapter_config.json and expect a whole number; PEFT computes with either
                 lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]
                 lora_dropout=config.dropout,
@@ -41,6 +43,37 @@ class LoraAdapter:
             ),
             seed,
         )
+        if config.initialization == "pissa":
+            self._begin_with_principal_directions(config.rank, config.alpha / config.rank, seed)
+
+    @torch.no_grad()
+    def _begin_with_principal_directions(self, rank: int, scale: float, seed: int) -> None:
+        """PiSSA (arXiv 2404.02948): A and B start as the principal part of a weight, scale * B A, taken from the weight.
+
+        Here the weight stays as it is, for other adapters use it too: a second, frozen half of the LoRA subtracts that
+        part instead. To the function and its gradients that is the same, and what is stored loads in every program.
+        """
+        network: Any = self._model.network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in network.modules():
+                downs = getattr(module, "lora_A", None)
+                if not isinstance(downs, torch.nn.ModuleDict) or self._name not in downs:
+                    continue
+                down, up = module.lora_A[self._name].weight, module.lora_B[self._name].weight
+                weight = module.base_layer.weight.float()
+                weight = weight.T if isinstance(module.base_layer, Conv1D) else weight
+                left, values, right = torch.svd_lowrank(weight, q=min(rank + 8, *weight.shape), niter=4)
+                kept = min(rank, len(values))
+                root = (values[:kept] / scale).sqrt()
+                a, b = weight.new_zeros(rank, weight.shape[1]), weight.new_zeros(weight.shape[0], rank)
+                a[:kept], b[:, :kept] = (root * right[:, :kept]).T, root * left[:, :kept]
+                down.copy_(torch.cat([a, a]))
+                up.copy_(torch.cat([b, -b], 1))
+                for parameter, dim in ((down, 0), (up, 1)):
+                    parameter.requires_grad_(True)  # off on an adapter that is off, and hooks need it
+                    parameter.register_hook(functools.partial(_first_half, dim=dim))
+                    parameter.requires_grad_(False)
 
     @classmethod
     def read(cls, model: Model, name: str, folder: Path) -> LoraAdapter:
@@ -94,12 +127,21 @@ class LoraAdapter:
             )
         set_peft_model_state_dict(self._model.peft, tensors, adapter_name=self._name)
 
-    def switch_on(self, training: bool) -> None:
+    def switch_on(self, training: bool, strength: float = 1.0) -> None:
+        self._scale(strength)
         self._model.peft.base_model.enable_adapter_layers()
         self._model.peft.base_model.set_adapter(self._name, inference_mode=not training)
 
     def switch_off(self) -> None:
         self._model.peft.base_model.disable_adapter_layers()
+        self._scale(1.0)
+
+    def _scale(self, strength: float) -> None:
+        network: Any = self._model.network
+        for module in network.modules():
+            scaling = getattr(module, "scaling", None)  # attention modules have a number of that name
+            if isinstance(scaling, dict) and self._name in scaling:
+                module.set_scale(self._name, strength)
 
     def write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         self._config.inference_mode = True
@@ -115,6 +157,12 @@ class LoraAdapter:
             warnings.simplefilter("ignore")
             self._model.peft.delete_adapter(self._name)
         self.switch_off()
+
+
+def _first_half(gradient: Tensor, dim: int) -> Tensor:
+    """The gradient without that of the second half along `dim`."""
+    learnt, frozen = gradient.chunk(2, dim)
+    return torch.cat([learnt, torch.zeros_like(frozen)], dim)
 
 
 def _check_targets(model: Model, targets: Sequence[str]) -> None:

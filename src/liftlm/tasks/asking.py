@@ -11,8 +11,10 @@ import contextlib
 import email.utils
 import os
 import random
+import socket
 import time
 import urllib.parse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -40,11 +42,13 @@ _LATER = "Try again later: what was written is kept."
 
 
 class AskingError(Exception):
-    """A sentence that got no tasks. reason: goes on from "The server …". gone: the server is to blame, not the sentence."""
+    """A sentence that got no tasks. reason: goes on from "The server …". gone: the server is to blame, not the sentence.
+    absent: it does not even take connections.
+    """
 
-    def __init__(self, reason: str, next_step: str, *, gone: bool) -> None:
+    def __init__(self, reason: str, next_step: str, *, gone: bool, absent: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.next_step, self.gone = reason, next_step, gone
+        self.reason, self.next_step, self.gone, self.absent = reason, next_step, gone, absent
 
 
 class _UnreadableError(Exception):
@@ -212,7 +216,8 @@ class Server:
             reason = f"did not answer within {self._config.timeout_seconds:g} seconds"
             return AskingError(reason, f"{_LATER} tasks.llm.timeout_seconds sets how long to wait.", gone=True)
         if isinstance(error, openai.APIConnectionError):
-            return AskingError(f"cannot be reached: {self._safe(_root(error))}", _START_IT, gone=True)
+            absent = any(isinstance(cause, ConnectionRefusedError | socket.gaierror) for cause in _causes(error))
+            return AskingError(f"cannot be reached: {self._safe(_root(error))}", _START_IT, gone=True, absent=absent)
         if not isinstance(error, openai.APIStatusError):
             return AskingError(f"sent what is no reply: {self._safe(error)}", _LATER, gone=True)
         body: Any = error.body
@@ -261,14 +266,20 @@ def _retry_after(error: BaseException | None) -> float | None:
 
 def _root(error: BaseException) -> str:
     """The operating system's word for it, where there is one below the clients' wrappings."""
-    inner: BaseException | None = error
     words = str(error)
-    while inner is not None:
+    for inner in _causes(error):
         if isinstance(inner, OSError) and inner.strerror:
             return inner.strerror if not inner.errno or inner.errno < 0 else os.strerror(inner.errno)
         words = str(inner) or words
-        inner = inner.__cause__ or inner.__context__
     return words
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what lies below it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        yield inner
+        inner = inner.__cause__ or inner.__context__
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class _Writer:
             len(sentence.text.split()) < _SHORTEST
         ):  # a number of a chapter, a lone word: to be continued, not to be asked for
             return []
-        about = self._about(sentence)
+        about = self._about(index)
         details = list(self._details(sentence))
         self.draw.shuffle(details)
         place = list(self._place(index))
@@ -149,11 +149,18 @@ class _Writer:
 
     def _task(self, kind: str, sentence: Sentence, question: str, answer: str | None = None) -> Task:
         answer = sentence.text if answer is None else answer
-        return Task(question, answer[:1].upper() + answer[1:], kind, sentence.start, sentence.end)
+        return Task(question, _capital(answer), kind, sentence.start, sentence.end)
 
-    def _about(self, sentence: Sentence) -> Iterator[Task]:
-        """The sentence by its salient phrases: each time others of them, in other words."""
+    def _about(self, index: int) -> Iterator[Task]:
+        """The sentence by its salient phrases: each time others of them, in other words.
+
+        In a third of those with several phrases one is the sentence before's: real questions name what a pronoun stands for.
+        """
+        sentence = self.sentences[index]
         phrases = self._phrases(sentence.text)
+        before = self.sentences[index - 1] if index else sentence
+        nearby = self._phrases(before.text)[:4] if before.paragraph == sentence.paragraph and index else []
+        nearby = [phrase for phrase in nearby if phrase not in phrases]
         if not phrases:
             return
         templates = list(_ABOUT)
@@ -164,9 +171,12 @@ class _Writer:
             if places > len(phrases):
                 continue
             # weight by rank: the most telling phrases come up most often, all of them in time
-            chosen = sorted(phrases[: places + 4], key=lambda phrase: self.draw.random() * (phrases.index(phrase) + 2))
-            picked = chosen[:places]
-            yield self._task("about", sentence, template.format(*picked))
+            chosen = sorted(phrases[: places + 4], key=lambda phrase: self.draw.random() * (phrases.index(phrase) + 2))[
+                :places
+            ]
+            if places > 1 and nearby and self.draw.random() < 1 / 3:
+                chosen[0] = self.draw.choice(nearby)
+            yield self._task("about", sentence, template.format(*chosen))
 
     def _phrases(self, text: str) -> list[str]:
         """Runs of telling words, the rarest in the document first."""
@@ -279,4 +289,5 @@ def _around(text: str, start: int, end: int, word: str) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    first = text[:1].upper()
+    return first + text[1:] if len(first) == 1 else text  # ß and the ligatures of some PDFs have no single capital

@@ -102,14 +102,17 @@ class TaskStatistics:
     answer_words: float  # mean
 
 
-def filter_tasks(tasks: Iterable[Task], text: str) -> tuple[list[Task], dict[str, int]]:
+def filter_tasks(
+    tasks: Iterable[Task], text: str, asked: set[object] | None = None
+) -> tuple[list[Task], dict[str, int]]:
     """The tasks worth keeping, in their order, and how many were dropped for which reason.
 
-    Each is dropped for the first reason that holds; what repeats a dropped task is no duplicate.
+    Each is dropped for the first reason that holds; what repeats a dropped task is no duplicate. asked: marks of the tasks
+    that earlier calls kept, of which none is to be repeated; those of this call are added.
     """
     kept: list[Task] = []
     dropped: Counter[str] = Counter()
-    asked: set[object] = set()
+    asked = set() if asked is None else asked
     for task in tasks:
         reason = _objection(task, text)
         marks = _marks(task) if reason is None else ()

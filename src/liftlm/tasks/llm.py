@@ -68,9 +68,9 @@ class LlmWriter:
     Raises ConfigError where the settings name no server, no model or no possible key.
     """
 
-    def __init__(self, text: str, config: TasksConfig, cache: Path) -> None:
+    def __init__(self, text: str, config: TasksConfig, cache: Path, seed: int = 0) -> None:
         self._config, self._cache = config, cache
-        self._requests = make_requests(text)
+        self._requests = make_requests(text, config.sentences_together, config.requests, seed)
         self._keys = [_key(request, config) for request in self._requests]
         self._run = _Run(Server(config.llm))
 
@@ -120,8 +120,10 @@ class LlmWriter:
                     await self._ask(cached, emit)
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
-        if run.last_failure is not None and not run.written and not run.cached and not self._budget_reached():
-            raise self._given_up(run.last_failure)
+        failure = None if self._budget_reached() else run.last_failure
+        # absent: it died so late that too few sentences were left for the workers to notice
+        if failure is not None and ((run.in_a_row and failure.absent) or not (run.written or run.cached)):
+            raise self._given_up(failure)
 
     async def _ask(self, cached: dict[int, Reply], emit: Emit) -> None:
         """Everything once the server is open: one request alone, then what is there already and `concurrency` workers."""

@@ -7,9 +7,10 @@ answers can be found in it. Knows nothing of servers or models.
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from liftlm.tasks.filters import words
@@ -54,14 +55,27 @@ class Pair:
     kind: str  # the form that the model named, or ""
 
 
-def make_requests(text: str) -> list[Request]:
-    """One for every sentence of the document that says enough to be asked about, in order."""
+def make_requests(text: str, together: int = 1, count: int | None = None, seed: int = 0) -> list[Request]:
+    """One for every sentence of the document that says enough to be asked about, in order.
+
+    together: so many neighbouring sentences are asked about as one; count: so many such runs drawn at random, wherever they
+    begin (the first version of LIFT: 10 runs of 16), instead of all, one after the other.
+    """
     sentences = split_into_sentences(text)
-    return [
-        Request(sentence, _context(sentences, index))
-        for index, sentence in enumerate(sentences)
-        if len(words(sentence.text)) >= _FEWEST_WORDS
-    ]
+    starts = list(range(0, len(sentences), together))
+    if count is not None:
+        starts = (
+            sorted(random.Random(seed).choices(range(max(1, len(sentences) - together + 1)), k=count))
+            if sentences
+            else []
+        )
+    requests = []
+    for start in starts:
+        run = sentences[start : start + together]
+        whole = replace(run[0], end=run[-1].end, text=" ".join(sentence.text for sentence in run))
+        if len(words(whole.text)) >= _FEWEST_WORDS:
+            requests.append(Request(whole, _context(sentences, start)))
+    return requests
 
 
 def make_messages(request: Request, count: int) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from liftlm.config import TasksConfig
 from liftlm.tasks.replies import Request, make_requests, read_reply
 from liftlm.tasks.task import Task
 
@@ -17,16 +18,23 @@ _CONTEXT = 400  # characters of the text before a sentence
 _TOGETHER = 16  # sentences written about at once
 
 
-def write_self_tasks(text: str, per_sentence: int, continue_all: Continue) -> Iterator[list[Task]]:
-    """The tasks of one batch of sentences after the other, in the order of the text. Unreadable replies give none."""
-    requests = make_requests(text)
+def write_self_tasks(
+    text: str, config: TasksConfig, seed: int, continue_all: Continue, written: int = 0
+) -> Iterator[list[Task]]:
+    """The tasks of one batch of sentences after the other, in the order of the text. Unreadable replies give none.
+
+    written: where in the text the last sentence begins that an earlier run has tasks of; the batches before it are done.
+    """
+    requests = make_requests(text, config.sentences_together, config.requests, seed)
     for start in range(0, len(requests), _TOGETHER):
         batch = requests[start : start + _TOGETHER]
-        replies = continue_all([self_request(request, per_sentence) for request in batch])
+        if batch[-1].sentence.start < written:
+            continue
+        replies = continue_all([self_request(request, config.per_sentence) for request in batch])
         yield [
             Task(pair.question, pair.answer, pair.kind or "self", request.sentence.start, request.sentence.end)
             for request, reply in zip(batch, replies, strict=True)
-            for pair in read_reply(f"Question: {reply}", per_sentence) or []
+            for pair in read_reply(f"Question: {reply}", config.per_sentence) or []
         ]
 
 

@@ -1,0 +1,176 @@
+"""One recipe on one document: what is known without any text, and whether the model still reads. Appends a JSON row.
+
+    python benchmarks/recipe.py demo --out rows.jsonl --set training.learning_rate=5e-4
+    python benchmarks/recipe.py shortdep_qa.jsonl:0 --out rows.jsonl        # LooGLE's own format, the first document
+    python benchmarks/recipe.py articles.jsonl:10 --questions 40 --out …    # SQuAD by article: title, document, qas
+
+Measured before and after absorbing, greedy: mean NLL a token of the expected answer and token F1 (SQuAD's rule), without any
+text ("closed") and with the evidence sentence in the window ("oracle"); NLL of an unrelated text; for the demo also how many
+answers are right. Reading kept = oracle F1 after / before. A control (--other FILE) absorbs another document instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import collections
+import dataclasses
+import json
+import random
+import re
+import string
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from liftlm import Document, absorb, load_config, load_document, load_model
+from liftlm.adapters import use_adapter
+from liftlm.demo import is_right, load_demo
+from liftlm.devices import describe_machine
+from liftlm.examples import answer_example
+from liftlm.generating import Prompt, generate
+from liftlm.models import Model
+from liftlm.prompts import encode_text, question_turn, render_prompt
+from liftlm.tasks.sentences import split_into_sentences
+
+_UNRELATED = 1024  # tokens
+
+
+def main() -> None:
+    arguments = _arguments()
+    config = load_config(arguments.config, arguments.set)
+    model = load_model(config.model.name, config.model)
+    document, rows = _load(arguments.data, arguments.questions, arguments.seed)
+    absorbed = document if arguments.other is None else load_document(arguments.other)
+    unrelated = (
+        model.encode(Path(arguments.unrelated).read_text(encoding="utf-8"))[:_UNRELATED] if arguments.unrelated else []
+    )
+    before = _measure(model, document, rows, unrelated)
+    started = time.monotonic()
+    adapter = absorb(absorbed, model, config, on_step=lambda step: print(f"{step.step}/{step.steps} {step.loss:.3f}"))
+    seconds = time.monotonic() - started
+    with use_adapter(model, adapter.id):
+        after = _measure(model, document, rows, unrelated)
+    row = {
+        "name": arguments.name,
+        "document": document.title,
+        "absorbed": absorbed.title,
+        "questions": len(rows),
+        "seconds": seconds,
+        "report": dataclasses.asdict(adapter.report),
+        "tasks": adapter.tasks,
+        "before": before,
+        "after": after,
+        "reading_kept": after["oracle_f1"] / max(before["oracle_f1"], 1e-9),
+        "config": adapter.config.model_dump(mode="json"),
+        "machine": describe_machine(model.device, model.dtype),
+    }
+    with Path(arguments.out).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    for key in sorted(k for k in before if k != "answers"):
+        print(f"{key:<14} {before[key]:8.3f} → {after[key]:8.3f}")
+    print(
+        f"reading kept   {row['reading_kept']:.2f}, {seconds:.0f} s, peak {adapter.report.peak_memory_bytes / 1e9:.1f} GB"
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="demo, or FILE.jsonl:INDEX")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--name", default="")
+    parser.add_argument("--config")
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--questions", type=int, help="at most so many, drawn at random")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--unrelated", help="a text whose NLL is measured too")
+    parser.add_argument("--other", help="a document to absorb instead (control)")
+    return parser.parse_args()
+
+
+def _load(name: str, most: int | None, seed: int) -> tuple[Document, list[dict[str, Any]]]:
+    if name == "demo":
+        document, rows = load_demo()
+        rows = [row | {"evidence": " ".join(_listed(row["evidence"]))} for row in rows]
+    else:
+        path, _, index = name.rpartition(":")
+        data = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[int(index)])
+        document, rows = _loogle(data) if "qa_pairs" in data else _squad(data)
+    if most is not None and most < len(rows):
+        rows = random.Random(seed).sample(rows, most)
+    return document, rows
+
+
+def _loogle(data: dict[str, Any]) -> tuple[Document, list[dict[str, Any]]]:
+    pairs = data["qa_pairs"] if isinstance(data["qa_pairs"], list) else ast.literal_eval(data["qa_pairs"])
+    rows = [{"question": p["Q"], "answer": p["A"], "evidence": " ".join(_listed(p["S"]))} for p in pairs]
+    return Document(title=data["title"], text=data["input"], source=data["title"]), rows
+
+
+def _squad(data: dict[str, Any]) -> tuple[Document, list[dict[str, Any]]]:
+    text = data["document"]
+    sentences = split_into_sentences(text)
+    paragraphs = [match.span() for match in re.finditer(r"(?:[^\n]|\n(?!\n))+", text)]
+    rows = []
+    for qa in data["qas"]:
+        start, end = paragraphs[qa["paragraph"]]
+        at = text.find(qa["answer"], start, end)
+        held = [sentence.text for sentence in sentences if sentence.start <= at < sentence.end]
+        if at >= 0 and held:
+            rows.append({"question": qa["question"], "answer": qa["answer"], "evidence": held[0]})
+    return Document(title=data["title"].replace("_", " "), text=text, source=data["title"]), rows
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+@torch.inference_mode()
+def _measure(model: Model, document: Document, rows: list[dict[str, Any]], unrelated: list[int]) -> dict[str, Any]:
+    measured: dict[str, Any] = {}
+    answers: dict[str, list[str]] = {}
+    for way in ("closed", "oracle"):
+        contexts = [encode_text(model.tokenizer, row["evidence"]) if way == "oracle" else [] for row in rows]
+        nlls = []
+        for row, context in zip(rows, contexts, strict=True):
+            example = answer_example(
+                model.tokenizer, document.title, row["question"], row["answer"], model.window, context
+            )
+            assert example is not None
+            loss = model.loss_sum(torch.tensor([example.tokens[:-1]]), torch.tensor([example.labels[:-1]]))
+            nlls.append(float(loss) / (example.targets - 1))  # the end of the answer is not counted
+        prompts = [
+            Prompt(render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, row["question"], c)]))
+            for row, c in zip(rows, contexts, strict=True)
+        ]
+        settings = load_config(None, ["answering.max_new_tokens=40"]).answering
+        said = {text.index: text.text for text in generate(model, prompts, settings, 0)}
+        answers[way] = [said[index] for index in range(len(rows))]
+        measured[f"{way}_nll"] = sum(nlls) / len(nlls)
+        scores = [token_f1(text, row["answer"]) for text, row in zip(answers[way], rows, strict=True)]
+        measured[f"{way}_f1"] = 100 * sum(scores) / len(scores)
+        if "keys" in rows[0]:
+            right = [is_right(text, row) for text, row in zip(answers[way], rows, strict=True)]
+            measured[f"{way}_right"] = sum(right)
+    if unrelated:
+        ids = torch.tensor([unrelated])
+        measured["unrelated_nll"] = float(model.loss_sum(ids, ids)) / (len(unrelated) - 1)
+    return measured | {"answers": answers}
+
+
+def token_f1(answer: str, expected: str) -> float:
+    """SQuAD's: lower case, without punctuation and articles; the harmonic mean of precision and recall of tokens."""
+    given, wanted = _tokens(answer), _tokens(expected)
+    common = sum((collections.Counter(given) & collections.Counter(wanted)).values())
+    return 2 * common / (len(given) + len(wanted)) if common else 0.0
+
+
+def _tokens(text: str) -> list[str]:
+    plain = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+
+
+if __name__ == "__main__":
+    main()
