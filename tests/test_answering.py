@@ -73,9 +73,7 @@ def test_shared_text_is_computed_once_for_questions_of_like_length(tmp_path: Pat
     config = settings("answering.context=truncate")
     text = model.encode(DOCUMENT.text)
     questions = ["Who rang?", "Who sang?", "Who rang it?"]
-    prompts = [
-        _build_prompt(model, "Corriden", q, text, config.answering, history=()) for q in questions
-    ]
+    prompts = [_build_prompt(model, "Corriden", q, text, config.answering, history=()) for q in questions]
     ((batch, prefix),) = list(_plan(model, prompts, 8192))
     assert len(batch) == 3 and prefix is not None
     assert prefix.tokens > prompts[0].context_tokens

@@ -355,7 +355,7 @@ def test_absorbing_writes_tasks_by_itself(
     capsys: pytest.CaptureFixture[str], book: Path, tiny_folder: Path, home: Path
 ) -> None:
     """As it is without any setting of tasks: extractive, some of them shown with text to read."""
-    from liftlm import load_document
+    from liftlm import LiftConfig, load_document
     from liftlm.tasks import read_tasks_file
     from liftlm.tasks.extractive import write_extractive_tasks
 
@@ -364,7 +364,7 @@ def test_absorbing_writes_tasks_by_itself(
     result = lift(capsys, "absorb", book, *more, "--set", "training.epochs=1", "--set", "tasks.passage_characters=80")
     assert result.code == 0, result.err
     text = load_document(book).text
-    expected = write_extractive_tasks(text, 3)
+    expected = write_extractive_tasks(text, LiftConfig().tasks.per_sentence)
     entry = home / "library" / only_id(home)
     assert json.loads((entry / "entry.json").read_text())["document"]["tasks"] == len(expected) > 20
     assert read_tasks_file(entry / "tasks.jsonl", len(text)) == expected

@@ -204,7 +204,7 @@ def test_wrong_type_or_out_of_range(override: str, words: str, tmp_path: Path) -
         (["segments.segment_tokens=64", "segments.overlap_tokens=100"], ["(100)", "(64)"]),
         (["segments.stride_tokens=3000"], ["segments.stride_tokens (3000)", "(2048)", "skip"]),
         (["segments.stride_tokens=768", "segments.overlap_tokens=768"], ["(768)", "1280", "one of the two"]),
-        (["tasks.first_epoch=3"], ["tasks.first_epoch (3)", "training.epochs (3)"]),
+        (["tasks.first_epoch=3", "training.epochs=3"], ["tasks.first_epoch (3)", "training.epochs (3)"]),
         (["tasks.first_epoch=1", "training.epochs=1"], ["tasks.first_epoch (1)", "training.epochs (1)"]),
     ],
 )
@@ -335,8 +335,7 @@ def test_recipe_leaves_out_what_does_not_change_an_adapter(override: str) -> Non
         "tasks.writer=llm",
         "tasks.per_sentence=2",
         "tasks.mix=0.5",
-        "tasks.first_epoch=1",
-        "tasks.reading=0",
+        "tasks.reading=0.5",
         "tasks.passage_characters=999",
         "tasks.show=truncate",
         "tasks.teacher_weight=0.5",
@@ -349,7 +348,7 @@ def test_recipe_leaves_out_what_does_not_change_an_adapter(override: str) -> Non
         "adapter.alpha=8",
         "adapter.dropout=0.1",
         "adapter.target_modules=[q_proj]",
-        "training.epochs=1",
+        "training.epochs=9",
         "training.learning_rate=1e-5",
         "training.batch_tokens=64",
         "training.schedule=constant",
@@ -363,6 +362,11 @@ def test_recipe_leaves_out_what_does_not_change_an_adapter(override: str) -> Non
 )
 def test_recipe_holds_what_changes_an_adapter(override: str) -> None:
     assert load_config(None, [override]).recipe() != LiftConfig().recipe()
+
+
+def test_recipe_holds_when_tasks_join() -> None:
+    recipes = [load_config(None, ["training.epochs=9", f"tasks.first_epoch={epoch}"]).recipe() for epoch in (0, 1)]
+    assert recipes[0] != recipes[1]
 
 
 def test_recipe_of_full_training_ignores_lora_settings() -> None:

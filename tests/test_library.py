@@ -137,7 +137,7 @@ def test_an_id_depends_on_given_tasks_and_on_how_they_are_trained_on(model: Mode
     different = [
         *(identify(None), identify([]), identify(tasks[:1]), identify(tasks[::-1])),
         identify([tasks[0], Task("When?", "1743.", "when", 0, 8)]),
-        *(identify(tasks, f"tasks.{setting}") for setting in ("mix=0.5", "reading=0", "first_epoch=1")),
+        *(identify(tasks, f"tasks.{setting}") for setting in ("mix=0.5", "reading=0.5", "first_epoch=1")),
     ]
     assert len({identify(tasks), *different}) == 1 + len(different)
     # who might have written others does not matter; without any, nothing about tasks does

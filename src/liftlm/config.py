@@ -126,14 +126,14 @@ class TasksConfig(_Branch):
     """Which questions are written from the document, and how they are trained on (paper: auxiliary tasks)."""
 
     writer: Literal["none", "extractive", "self", "llm"] = "extractive"
-    per_sentence: _Whole = Field(default=4, ge=1)
+    per_sentence: _Whole = Field(default=3, ge=1)
     # of the writers llm and self: sentences asked about as one, and how many such runs are drawn (None = all, in order)
     sentences_together: _Whole = Field(default=1, ge=1)
     requests: _Whole | None = Field(default=None, ge=1)
     # share of an epoch's tokens that are tasks: 0 = segments only, 1 = tasks only, None = all of both, once
     mix: _Number | None = Field(default=None, ge=0, le=1)
     first_epoch: _Whole = Field(default=0, ge=0)  # tasks join after so many epochs of segments
-    reading: _Number = Field(default=0.1, ge=0, le=1)  # share of the tasks that are also asked with text in the window
+    reading: _Number = Field(default=0.0, ge=0, le=1)  # share of the tasks that are also asked with text in the window
     # that text: a passage around the evidence, with the base model as teacher of how to read it; or head and tail of the
     # document as far as the window holds them (2502.14644)
     show: Literal["passage", "truncate"] = "passage"

@@ -82,7 +82,7 @@ class Library(Shelf):
             self.path.mkdir(parents=True, exist_ok=True)
         with self.lock(entry_id) if main else contextlib.nullcontext():
             try:
-                if main and (self.path / entry_id).is_dir():  # finished by another process a moment ago
+                if _main_says((self.path / entry_id).is_dir()):  # finished by another program a moment ago
                     return self.open(entry_id, model), False
                 adapter = absorb(document, model, config, tasks=tasks, folder=work, on_step=on_step)
                 if main:
@@ -105,6 +105,15 @@ class Library(Shelf):
                     if (work / kept).exists():
                         shutil.copy(work / kept, draft / kept)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _main_says(flag: bool) -> bool:
+    """What the main process of several sees: they must all go the same way, or they wait for each other."""
+    from accelerate.utils import broadcast_object_list
+
+    said = [flag]
+    broadcast_object_list(said)  # nothing to do for a process alone
+    return said[0]
 
 
 def export(entry: Entry, target: Path, *, merged: bool = False) -> None:
