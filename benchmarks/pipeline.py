@@ -4,8 +4,8 @@ A local server of the OpenAI protocol writes as fast as the model trains: traini
 delay set accordingly. Then (a) writing alone, (b) training alone on what was written, (c) both through `absorb`, as
 `lift absorb --set tasks.writer=llm` does it. Prints a table and (c) / max(a, b), wanted: at most 1.15.
 
-Writing overlaps with the epoch in which tasks arrive. With more epochs (--set training.epochs=3) the later ones follow when all
-is written; `--pace epoch` then makes writing as long as that one epoch.
+Writing overlaps with the epoch in which tasks arrive, so a single one is measured. With more (--set training.epochs=3) the later
+ones follow when all is written, and (c) is longer by them; `--pace epoch` makes writing as long as one of them.
 """
 
 from __future__ import annotations
@@ -144,6 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     from liftlm.devices import describe_machine
 
     fixed = ["tasks.writer=llm", "tasks.llm.model=local", "tasks.per_sentence=2", "tasks.llm.concurrency=4"]
+    fixed += ["training.epochs=1"]
     with tempfile.TemporaryDirectory(prefix="liftlm-") as work:
         if options.tiny:
             sys.path.insert(0, str(TESTS))

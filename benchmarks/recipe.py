@@ -5,8 +5,9 @@
     python benchmarks/recipe.py articles.jsonl:10 --questions 40 --out …    # SQuAD by article: title, document, qas
 
 Measured before and after absorbing, greedy: mean NLL a token of the expected answer and token F1 (SQuAD's rule), without any
-text ("closed") and with the evidence sentence in the window ("oracle"); NLL of an unrelated text; for the demo also how many
-answers are right. Reading kept = oracle F1 after / before. A control (--other FILE) absorbs another document instead.
+text ("closed") and with the evidence sentence in the window ("oracle", where `answering.strength_with_text` of the adapter
+acts); NLL of an unrelated text, with all of the adapter and with that part; for the demo also how many answers are right.
+Reading kept = oracle F1 after / before. A control (--other FILE) absorbs another document instead.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 
-from liftlm import Document, absorb, load_config, load_document, load_model
+from liftlm import Document, Library, LiftConfig, absorb, load_config, load_document, load_model
 from liftlm.adapters import use_adapter
 from liftlm.demo import is_right, load_demo
 from liftlm.devices import describe_machine
@@ -47,12 +48,17 @@ def main() -> None:
     unrelated = (
         model.encode(Path(arguments.unrelated).read_text(encoding="utf-8"))[:_UNRELATED] if arguments.unrelated else []
     )
-    before = _measure(model, document, rows, unrelated)
+    before = _measure(model, None, config, document, rows, unrelated)
     started = time.monotonic()
-    adapter = absorb(absorbed, model, config, on_step=lambda step: print(f"{step.step}/{step.steps} {step.loss:.3f}"))
+    if arguments.entry:
+        adapter = Library().open(Library().find_id(arguments.entry), model)
+        absorbed = adapter.document
+    else:
+        adapter = absorb(
+            absorbed, model, config, on_step=lambda step: print(f"{step.step}/{step.steps} {step.loss:.3f}")
+        )
     seconds = time.monotonic() - started
-    with use_adapter(model, adapter.id):
-        after = _measure(model, document, rows, unrelated)
+    after = _measure(model, adapter.id, config, document, rows, unrelated)
     row = {
         "name": arguments.name,
         "document": document.title,
@@ -69,8 +75,8 @@ def main() -> None:
     }
     with Path(arguments.out).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    for key in sorted(k for k in before if k != "answers"):
-        print(f"{key:<14} {before[key]:8.3f} → {after[key]:8.3f}")
+    for key in sorted(k for k in after if k != "answers"):
+        print(f"{key:<18} {before.get(key, before.get('unrelated_nll', 0)):8.3f} → {after[key]:8.3f}")
     print(
         f"reading kept   {row['reading_kept']:.2f}, {seconds:.0f} s, peak {adapter.report.peak_memory_bytes / 1e9:.1f} GB"
     )
@@ -86,6 +92,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, help="at most so many, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--unrelated", help="a text whose NLL is measured too")
+    parser.add_argument("--entry", help="id of a library entry to measure, instead of absorbing")
     parser.add_argument("--other", help="a document to absorb instead (control)")
     return parser.parse_args()
 
@@ -128,36 +135,53 @@ def _listed(value: Any) -> list[str]:
 
 
 @torch.inference_mode()
-def _measure(model: Model, document: Document, rows: list[dict[str, Any]], unrelated: list[int]) -> dict[str, Any]:
+def _measure(
+    model: Model,
+    adapter: str | None,
+    config: LiftConfig,
+    document: Document,
+    rows: list[dict[str, Any]],
+    unrelated: list[int],
+) -> dict[str, Any]:
+    """With text in the window so much of the adapter acts as in answering."""
     measured: dict[str, Any] = {}
     answers: dict[str, list[str]] = {}
-    for way in ("closed", "oracle"):
-        contexts = [encode_text(model.tokenizer, row["evidence"]) if way == "oracle" else [] for row in rows]
-        nlls = []
-        for row, context in zip(rows, contexts, strict=True):
-            example = answer_example(
-                model.tokenizer, document.title, row["question"], row["answer"], model.window, context
-            )
-            assert example is not None
-            loss = model.loss_sum(torch.tensor([example.tokens[:-1]]), torch.tensor([example.labels[:-1]]))
-            nlls.append(float(loss) / (example.targets - 1))  # the end of the answer is not counted
-        prompts = [
-            Prompt(render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, row["question"], c)]))
-            for row, c in zip(rows, contexts, strict=True)
-        ]
-        settings = load_config(None, ["answering.max_new_tokens=40"]).answering
-        said = {text.index: text.text for text in generate(model, prompts, settings, 0)}
-        answers[way] = [said[index] for index in range(len(rows))]
-        measured[f"{way}_nll"] = sum(nlls) / len(nlls)
-        scores = [token_f1(text, row["answer"]) for text, row in zip(answers[way], rows, strict=True)]
-        measured[f"{way}_f1"] = 100 * sum(scores) / len(scores)
-        if "keys" in rows[0]:
-            right = [is_right(text, row) for text, row in zip(answers[way], rows, strict=True)]
-            measured[f"{way}_right"] = sum(right)
+    strengths = {"closed": 1.0, "oracle": config.answering.strength_with_text}
+    for way, strength in strengths.items():
+        with use_adapter(model, adapter, strength=strength):
+            answers[way] = _measure_way(model, way, document, rows, measured)
     if unrelated:
         ids = torch.tensor([unrelated])
-        measured["unrelated_nll"] = float(model.loss_sum(ids, ids)) / (len(unrelated) - 1)
+        for strength in sorted({*strengths.values()}) if adapter else [1.0]:
+            with use_adapter(model, adapter, strength=strength):
+                loss = float(model.loss_sum(ids, ids)) / (len(unrelated) - 1)
+                measured["unrelated_nll" + ("" if strength == 1 else f"_{strength}")] = loss
     return measured | {"answers": answers}
+
+
+def _measure_way(
+    model: Model, way: str, document: Document, rows: list[dict[str, Any]], measured: dict[str, Any]
+) -> list[str]:
+    contexts = [encode_text(model.tokenizer, row["evidence"]) if way == "oracle" else [] for row in rows]
+    nlls = []
+    for row, context in zip(rows, contexts, strict=True):
+        example = answer_example(model.tokenizer, document.title, row["question"], row["answer"], model.window, context)
+        assert example is not None, "the question fills the window"
+        loss = model.loss_sum(torch.tensor([example.tokens[:-1]]), torch.tensor([example.labels[:-1]]))
+        nlls.append(float(loss) / (example.targets - 1))  # the end of the answer is not counted
+    prompts = [
+        Prompt(render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, row["question"], c)]))
+        for row, c in zip(rows, contexts, strict=True)
+    ]
+    settings = load_config(None, ["answering.max_new_tokens=40"]).answering
+    said = {text.index: text.text for text in generate(model, prompts, settings, 0)}
+    answers = [said[index] for index in range(len(rows))]
+    measured[f"{way}_nll"] = sum(nlls) / len(nlls)
+    scores = [token_f1(text, row["answer"]) for text, row in zip(answers, rows, strict=True)]
+    measured[f"{way}_f1"] = 100 * sum(scores) / len(scores)
+    if "keys" in rows[0]:
+        measured[f"{way}_right"] = sum(is_right(text, row) for text, row in zip(answers, rows, strict=True))
+    return answers
 
 
 def token_f1(answer: str, expected: str) -> float:

@@ -48,6 +48,7 @@ class Schedule:
         self._config, self._feed = config, feed
         self._batch = config.training.batch_tokens
         self.taken: list[Step] = []
+        self._total: int | None = None  # tokens, once all steps are known
         self._arrival = config.tasks.first_epoch  # the epoch in which tasks arrive
         self._arrived: deque[int] = deque()
         if feed is None:
@@ -71,8 +72,13 @@ class Schedule:
 
     @property
     def tokens(self) -> int:
+        if self._total is not None:
+            return self._total
         known = sum(len(self.examples[index]) for _, step in [*self.taken, *self._ahead] for index in step)
-        return known if self._feed is None else known + round(self._unknown(len))
+        if self._feed is None:
+            self._total = known  # asked for at every step of a run, which may have many
+            return known
+        return known + round(self._unknown(len))
 
     def _unknown(self, size: Callable[[Example], int]) -> float:
         """Size of the tasks not yet taken, and of the epochs after their arrival."""
