@@ -97,6 +97,7 @@ def measure(
     document: Document, model: Model, settings: list[str], options: argparse.Namespace, work: Path
 ) -> dict[str, Any]:
     from liftlm import load_config
+    from liftlm.display import note
 
     def config(url: str) -> LiftConfig:
         return load_config(None, [*settings, f"tasks.llm.base_url={url}"])
@@ -114,6 +115,7 @@ def measure(
             writing, _ = write(document, config(url), work / f"a{number}")
             both, _ = train(document, model, config(url), work / f"c{number}")
         ratio = both / max(writing, training)
+        note(f"{number + 1}: writing {writing:.1f} s, training {training:.1f} s, both {both:.1f} s ({ratio:.2f})")
         rows.append({"delay": delay, "writing": writing, "training": training, "both": both, "ratio": ratio})
     return {
         "sentences": options.sentences,
