@@ -138,7 +138,7 @@ def test_a_question_longer_than_the_window_fails_before_training(
         ("", ("holds no questions",)),
         ("\n \n", ("holds no questions",)),
         ('{"question": "Who?"}\n\n{"question": Who?}\n', ("Line 3 of", "is not JSON")),
-        ('{"question": "Who?"}\n["Who?"]\n', ("Line 2 of", "has no question")),
+        ('{"question": "Who?"}\n["Who?"]\n', ("Line 2 of", "is not a JSON object")),
         ('{"ask": "Who?"}', ("Line 1 of", "has no question")),
         ('{"question": " "}', ("Line 1 of", "has no question")),
         ('{"question": 7}', ("Line 1 of", "has no question")),

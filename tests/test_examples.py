@@ -17,7 +17,7 @@ from liftlm import Document, LiftConfig, answer_all, load_config
 from liftlm.examples import (
     NO_LOSS,
     Example,
-    batch_tokens,
+    computed_tokens,
     make_examples,
     make_task_examples,
     pack_row,
@@ -194,7 +194,7 @@ def test_in_a_packed_row_every_token_sees_what_it_sees_alone(examples: list[Exam
     packed = pack_row(rows)
     total = rows[0].shared + sum(len(row) - row.shared for row in rows)
     assert len(packed.tokens) == len(packed.labels) == len(packed.positions) == len(packed.owner) == total
-    assert batch_tokens(rows) == total <= sum(map(len, rows))
+    assert computed_tokens(rows) == total <= sum(map(len, rows))
 
     def seen(index: int) -> list[int]:
         """What stands before and at a token, of the beginning and of its own example."""

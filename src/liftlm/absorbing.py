@@ -18,6 +18,7 @@ from liftlm.errors import EmptyDocumentError
 from liftlm.examples import Example, make_examples, make_task_examples
 from liftlm.models import Model
 from liftlm.reading import with_passages
+from liftlm.rows import SoftTargets
 from liftlm.segments import split_into_segments
 from liftlm.storage import canonical_json
 from liftlm.tasks import Task
@@ -65,22 +66,9 @@ def absorb(
     segments = split_into_segments(tokens, config.segments.segment_tokens, config.segments.overlap_tokens)
     # 2. questions that the document answers; a language model may write them while training goes on
     with ArrivingTasks(document, model, config, folder, tasks) as arriving:
-        # 3. both, with labels; and some of the questions with text to read, lest the model forgets how to
-        examples = make_examples(segments, model.tokenizer)
-        together = join_processes(model.device)
-        alone = together.num_processes == 1
-        wanted = config.tasks.mix != 0
-        # a teacher needs all tasks at once
-        overlap = wanted and arriving.slow and alone and not config.tasks.teacher_weight
-        feed = _Feed(model, document, config, arriving) if overlap else None
-        soft = None
-        if feed is not None:
-            arriving.begin()
-        else:
-            written = _for_all_processes(arriving.all, together) if wanted else []
-            cache = folder and folder / "teacher.safetensors"
-            asked, soft = task_examples(model, document, written, config, cache)
-            examples += asked
+        # 3. both, with labels
+        lessons = _make_lessons(model, document, tokens, config, arriving, folder)
+        examples = make_examples(segments, model.tokenizer) + lessons.examples
         if not examples:
             raise EmptyDocumentError(
                 f"'{document.title}' is a single token; there is nothing to learn.", "Give a longer document."
@@ -89,19 +77,60 @@ def absorb(
         attach_adapter(model, name, config.adapter, config.seed)
         # 5. learn
         try:
-            report = train(model, name, examples, config, feed=feed, soft=soft, folder=folder, on_step=on_step)
+            report = train(
+                model, name, examples, config, feed=lessons.feed, soft=lessons.soft, folder=folder, on_step=on_step
+            )
         except BaseException:
             remove_adapter(model, name)  # nobody may take a half-trained one for the real one
             raise
-        count = arriving.count if feed is not None else len(written)
+        count = arriving.count if lessons.feed is not None else lessons.tasks
         return Adapter(name, document, len(tokens), len(segments), count, config, report)
+
+
+@dataclass(frozen=True)
+class _Lessons:
+    """What tasks bring to training: examples at once, or a feed of them."""
+
+    examples: list[Example]
+    tasks: int = 0
+    soft: SoftTargets | None = None
+    feed: _Feed | None = None
+
+
+def _make_lessons(
+    model: Model,
+    document: Document,
+    tokens: Sequence[int],
+    config: LiftConfig,
+    arriving: ArrivingTasks,
+    folder: Path | None,
+) -> _Lessons:
+    """A feed where a language model writes, so that training need not wait. A teacher needs all tasks at once."""
+    if config.tasks.mix == 0:
+        return _Lessons([])
+    together = join_processes(model.device)
+    if arriving.slow and together.num_processes == 1 and not config.tasks.teacher_weight:
+        arriving.begin()
+        return _Lessons([], feed=_Feed(model, document, tokens, config, arriving))
+    written = _for_all_processes(arriving.all, together)
+    cache = folder and folder / "teacher.safetensors"
+    examples, soft = task_examples(model, document, written, config, cache)
+    return _Lessons(examples, len(written), soft)
 
 
 class _Feed:
     """Examples made of tasks as they arrive."""
 
-    def __init__(self, model: Model, document: Document, config: LiftConfig, arriving: ArrivingTasks) -> None:
-        self._model, self._document, self._config, self._arriving = model, document, config, arriving
+    def __init__(
+        self,
+        model: Model,
+        document: Document,
+        tokens: Sequence[int],
+        config: LiftConfig,
+        arriving: ArrivingTasks,
+    ) -> None:
+        self._model, self._document, self._tokens = model, document, tokens
+        self._config, self._arriving = config, arriving
         self.expected = round(arriving.expected * (1 + config.tasks.reading))
 
     @property
@@ -113,7 +142,7 @@ class _Feed:
         examples: list[Example] = []
         for task in self._arriving.poll(wait):  # one by one: a resumed run gets many at once and must number them alike
             examples += make_task_examples([task], model.tokenizer, self._document.title, model.window)
-            examples += with_passages(model, self._document, [task], self._config)
+            examples += with_passages(model, self._document, [task], self._config, self._tokens)
         return examples
 
 

@@ -6,6 +6,7 @@ Knows nothing of models; PyTorch comes in only when `training` turns a micro-bat
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -74,7 +75,7 @@ def make_task_examples(
     LIFT, section 3.2. An answer too long for the window is cut (and then not ended); a question too long is left out.
     Examples of one group, which may be made in several calls, must have the same context.
     """
-    frame = _frame(tokenizer, title, context)
+    frame = _frame(tokenizer, title, tuple(context))
     examples = []
     for task in tasks:
         example = answer_example(tokenizer, title, task.question, task.answer, window, context)
@@ -86,7 +87,8 @@ def make_task_examples(
     return examples
 
 
-def _frame(tokenizer: Tokenizer, title: str, context: Sequence[int]) -> tuple[int, ...]:
+@functools.lru_cache(maxsize=4)  # tasks that arrive are made into examples one by one
+def _frame(tokenizer: Tokenizer, title: str, context: tuple[int, ...]) -> tuple[int, ...]:
     """What the prompts of all questions with this text begin with."""
     prompts = [
         render_prompt(tokenizer, [question_turn(tokenizer, title, question, context)])
@@ -187,7 +189,7 @@ def fill_steps(units: Iterable[Sequence[int]], examples: Sequence[Example], batc
     return steps
 
 
-def batch_tokens(rows: Sequence[Example], can_pack: Callable[[int], bool] = lambda longest: True) -> int:
+def computed_tokens(rows: Sequence[Example], can_pack: Callable[[int], bool] = lambda longest: True) -> int:
     """What a micro-batch of these examples costs: one group in one row, its shared beginning once; else padded to the longest."""
     longest = max((len(row) for row in rows), default=0)
     if rows and rows[0].group and can_pack(longest):
@@ -202,9 +204,7 @@ class PackedRow:
     tokens: list[int]
     labels: list[int]
     positions: list[int]  # as if each example stood alone
-    owner: list[
-        int
-    ]  # which example a token belongs to; it sees the beginning and what of its own example comes before it
+    owner: list[int]  # which example a token belongs to; it sees the beginning and its own example's tokens before it
 
 
 def pack_row(rows: Sequence[Example]) -> PackedRow:
@@ -226,10 +226,11 @@ def split_step(
     processes: int,
     can_pack: Callable[[int], bool] = lambda longest: True,
 ) -> list[list[int]]:
-    """A step's examples in micro-batches of one group and similar length, none above `micro_batch_tokens` (see `batch_tokens`).
+    """A step's examples in micro-batches of one group and similar length, none above `micro_batch_tokens`.
 
-    Their number is a multiple of `processes` (process r takes every r-th), so that all run the same number of forward
-    passes. Empty ones fill up; with as many examples as processes, each process has at least one that is not empty.
+    That is measured by `computed_tokens`. Their number is a multiple of `processes` (process r takes every r-th), so that
+    all run the same number of forward passes. Empty ones fill up; with as many examples as processes, each process has
+    at least one that is not empty.
     can_pack: whether the model takes examples of a group in one row, by their longest (`Model.can_pack`).
     """
 
@@ -242,7 +243,7 @@ def split_step(
     for index in by_length:
         current = micro_batches[-1] if micro_batches else None
         if current is not None and examples[current[0]].group == examples[index].group:
-            cost = batch_tokens([examples[other] for other in [*current, index]], can_pack)
+            cost = computed_tokens([examples[other] for other in [*current, index]], can_pack)
             alone = beginning(current[0])
             if cost <= micro_batch_tokens and cost - alone <= max(share, len(examples[current[0]]) - alone):
                 current.append(index)

@@ -8,9 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def owner_mask(owner: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1, 1, tokens, tokens) added to attention scores: 0 where a token sees another, else the lowest number.
+
+    owner (tokens): which example of a packed row a token belongs to, 0 for the beginning that all of them see.
+    """
+    sees = ((owner[:, None] == owner) | (owner == 0)).tril()
+    mask = torch.zeros(sees.shape, dtype=dtype, device=owner.device)
+    return mask.masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
 
 
 def softcap(network: PreTrainedModel) -> float | None:
@@ -55,14 +66,11 @@ def keeps_apart(network: PreTrainedModel) -> bool:
     device = next(network.parameters()).device
     beginning, one, other = [1, 5], [3, 7, 2], [8, 4, 6, 9]
     owner = torch.tensor([0] * 2 + [1] * 3 + [2] * 4, device=device)
-    sees = ((owner[:, None] == owner) | (owner == 0)).tril()
-    mask = torch.zeros(sees.shape, dtype=network.dtype, device=device)
-    mask.masked_fill_(~sees, torch.finfo(network.dtype).min)
     positions = torch.tensor([[0, 1, 2, 3, 4, 2, 3, 4, 5]], device=device)
     training = network.training
     network.eval()
     try:
-        row = {"attention_mask": mask[None, None], "position_ids": positions, "use_cache": False}
+        row = {"attention_mask": owner_mask(owner, network.dtype), "position_ids": positions, "use_cache": False}
         packed = network.base_model(input_ids=torch.tensor([beginning + one + other], device=device), **row)[0]
         alone = network.base_model(input_ids=torch.tensor([beginning + other], device=device), use_cache=False)[0]
     except (TypeError, AttributeError, RuntimeError, ValueError, IndexError):

@@ -20,6 +20,7 @@ from liftlm.answering import Answer, answer_all
 from liftlm.config import LiftConfig
 from liftlm.documents import Document
 from liftlm.errors import ConfigError, QuestionsFileError
+from liftlm.json_lines import read_json_lines
 from liftlm.models import Model
 from liftlm.storage import canonical_json, write_errors, write_file
 
@@ -33,43 +34,17 @@ def read_questions(path: Path) -> list[Row]:
 
     Raises QuestionsFileError.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise QuestionsFileError(
-            f"The questions file {path} does not exist.", "Check the path given with --questions."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionsFileError(
-            f"The questions file {path} cannot be read: {error}.", "It must be UTF-8 JSON lines."
-        ) from error
-    rows = [
-        _read_row(line, f"Line {number} of {path}")
-        for number, line in enumerate(text.split("\n"), 1)  # splitlines() would also split at U+2028 inside a question
-        if line.strip()
-    ]
-    if not rows:
-        raise QuestionsFileError(f"The questions file {path} holds no questions.", _LIKE_THIS)
-    return rows
-
-
-def _read_row(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise QuestionsFileError(f"{where} is not JSON: {error}.", _LIKE_THIS) from None
-    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
-        raise QuestionsFileError(f"{where} has no question.", _LIKE_THIS)
-    taken = [name for name in _ADDED if name in row]
-    if taken:
-        raise QuestionsFileError(
-            f"{where} has '{taken[0]}' already, which would be overwritten.", f"Rename it, e.g. to 'given_{taken[0]}'."
-        )
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise QuestionsFileError(f"{where} holds half of a surrogate pair, which is no text.", "Mend it.") from None
-    return row
+    lines = read_json_lines(path, "questions", QuestionsFileError, "Check the path given with --questions.", _LIKE_THIS)
+    for where, row in lines:
+        if not isinstance(row.get("question"), str) or not row["question"].strip():
+            raise QuestionsFileError(f"{where} has no question.", _LIKE_THIS)
+        taken = [name for name in _ADDED if name in row]
+        if taken:
+            raise QuestionsFileError(
+                f"{where} has '{taken[0]}' already, which would be overwritten.",
+                f"Rename it, e.g. to 'given_{taken[0]}'.",
+            )
+    return [row for _, row in lines]
 
 
 def check_out(out: Path, *sources: Path) -> None:

@@ -44,20 +44,32 @@ def split_into_passages(text: str, tasks: Sequence[Task], characters: int) -> li
     return [Passage(*span, tuple(held)) for span, held in zip(spans, inside, strict=True)]
 
 
-def with_head_and_tail(model: Model, document: Document, tasks: Sequence[Task]) -> list[Example]:
-    """Contextualised training (2502.14644): the text that truncated in-context learning would show, before the question."""
+def with_head_and_tail(
+    model: Model, document: Document, tasks: Sequence[Task], tokens: Sequence[int] | None = None
+) -> list[Example]:
+    """Contextualised training (2502.14644): the text that truncated in-context learning would show, before the question.
+
+    tokens: the document's, where the caller has them.
+    """
     bare = make_task_examples(tasks, model.tokenizer, document.title, model.window)
     if not bare:
         return []
     # what a question takes: its own prompt and answer, and the wording around the text, measured with one token of text
     frame = len(render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, "?", [0])]))
     room = model.window - max(len(example) for example in bare) - frame
-    context = select_context("truncate", model.encode(document.text), room, model.encode("\n...\n")) if room > 0 else []
+    tokens = model.encode(document.text) if tokens is None else tokens
+    context = select_context("truncate", tokens, room, model.encode("\n...\n")) if room > 0 else []
     group = f"head and tail {len(context)}"  # of another length where tasks that arrive later are longer
     return make_task_examples(tasks, model.tokenizer, document.title, model.window, context, group)
 
 
-def with_passages(model: Model, document: Document, tasks: Sequence[Task], config: LiftConfig) -> list[Example]:
+def with_passages(
+    model: Model,
+    document: Document,
+    tasks: Sequence[Task],
+    config: LiftConfig,
+    tokens: Sequence[int] | None = None,
+) -> list[Example]:
     """`tasks.reading` of tasks that a language model wrote, with text around their evidence; the place in it varies.
 
     Such answers are in a good reader's words already, so that training need not wait for a teacher.
@@ -69,7 +81,7 @@ def with_passages(model: Model, document: Document, tasks: Sequence[Task], confi
             continue
         if config.tasks.show == "truncate":
             # each shows as much as its own length leaves room for, so that no beginning is shared
-            shown = with_head_and_tail(model, document, [task])
+            shown = with_head_and_tail(model, document, [task], tokens)
             examples += [dataclasses.replace(example, group="passages", shared=0) for example in shown]
             continue
         room = max(0, config.tasks.passage_characters - (task.end - task.start))

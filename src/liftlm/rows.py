@@ -10,6 +10,7 @@ from torch import Tensor
 
 from liftlm.examples import NO_LOSS, Example, PackedRow, pack_row
 from liftlm.models import Model
+from liftlm.probes import owner_mask
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,9 @@ def row_tensors(model: Model, rows: Sequence[Example]) -> tuple[Tensor, ...]:
 
 
 def _packed(model: Model, row: PackedRow) -> tuple[Tensor, ...]:
-    """(1, tokens) ids, labels and positions, and the mask (1, 1, tokens, tokens): 0 where a token sees another."""
-    owner = torch.tensor(row.owner, device=model.device)
-    sees = ((owner[:, None] == owner) | (owner == 0)).tril()
-    mask = torch.zeros(sees.shape, dtype=model.dtype, device=model.device)
-    mask.masked_fill_(~sees, torch.finfo(model.dtype).min)
+    """(1, tokens) ids, labels and positions, and the mask."""
     ids = [torch.tensor([values], device=model.device) for values in (row.tokens, row.labels, row.positions)]
-    return *ids, mask[None, None]
+    return *ids, owner_mask(torch.tensor(row.owner, device=model.device), model.dtype)
 
 
 def soft_rows(rows: Sequence[Example], table: SoftTargets) -> tuple[Tensor, Tensor]:

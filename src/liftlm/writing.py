@@ -10,7 +10,7 @@ import dataclasses
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -45,15 +45,12 @@ class ArrivingTasks:
         folder: Path | None,
         given: Sequence[Task] | None,
     ) -> None:
+        self._text, self._model, self._config, self._folder, self._given = document.text, model, config, folder, given
         self.dropped: Counter[str] = Counter()  # by the filters' reasons
-        self._text = document.text
-        requests = config.tasks.requests or -(
-            -len(split_into_sentences(document.text)) // config.tasks.sentences_together
-        )
-        self._most = requests * config.tasks.per_sentence
+        # whether a language model writes them, so that training should not wait for all, and their worth is to be seen
+        self.slow = given is None and config.tasks.writer in ("self", "llm")
         self._path = None if folder is None else folder / TASKS_FILE
-        self._filtering = given is None and config.tasks.writer in ("self", "llm")
-        self._before = self._read() if self._filtering else []  # the others have everything at once
+        self._before = self._read() if self.slow else []  # the others have everything at once
         self._known = {(task.question, task.start) for task in self._before}
         self._reached = max((task.start for task in self._before), default=0)  # characters of the text
         self._asked: set[object] = set()  # the filters' marks of what was kept
@@ -63,7 +60,6 @@ class ArrivingTasks:
         self._llm: LlmWriter | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None  # for replies that nobody keeps
         self._source: Iterator[list[Task]] | None = None  # once something is asked of it
-        self._start: Callable[[], Iterator[list[Task]]] = lambda: self._begin(document, model, config, folder, given)
 
     @property
     def report(self) -> WriterReport | None:
@@ -93,7 +89,7 @@ class ArrivingTasks:
                 return []
             fresh = [task for task in arrived if (task.question, task.start) not in self._known]
             kept = fresh
-            if self._filtering:
+            if self.slow:
                 kept, dropped = filter_tasks(fresh, self._text, self._asked)
                 self.dropped.update(dropped)
             if kept:
@@ -105,14 +101,11 @@ class ArrivingTasks:
         return []
 
     @property
-    def slow(self) -> bool:
-        """Whether training should not wait for all of them: a language model writes them."""
-        return self._filtering
-
-    @property
     def expected(self) -> int:
         """How many tasks there will be, from above."""
-        return self._most
+        settings = self._config.tasks
+        runs = -(-len(split_into_sentences(self._text)) // settings.sentences_together)
+        return (settings.requests or runs) * settings.per_sentence
 
     def all(self) -> list[Task]:
         """Everything, once it is there."""
@@ -133,41 +126,36 @@ class ArrivingTasks:
         if self._scratch is not None:
             self._scratch.cleanup()
 
-    def _begin(
-        self,
-        document: Document,
-        model: Model | None,
-        config: LiftConfig,
-        folder: Path | None,
-        given: Sequence[Task] | None,
-    ) -> Iterator[list[Task]]:
-        settings = config.tasks
-        if given is not None:
-            return iter([list(given)])
+    def _open(self) -> Iterator[list[Task]]:
+        config, settings = self._config, self._config.tasks
+        if self._given is not None:
+            return iter([list(self._given)])
         if settings.writer == "none":
             return iter([])
         if settings.writer == "extractive":
-            return iter([write_extractive_tasks(document.text, settings.per_sentence, config.seed)])
+            return iter([write_extractive_tasks(self._text, settings.per_sentence, config.seed)])
         if settings.writer == "self":
-            assert model is not None
+            model = self._model
+            assert model is not None, "the model writes"
             return write_self_tasks(
-                document.text, settings, config.seed, lambda asked: _continue(model, asked, config), self._reached
+                self._text, settings, config.seed, lambda asked: _continue(model, asked, config), self._reached
             )
+        folder = self._folder
         if folder is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="liftlm-")
             folder = Path(self._scratch.name)
-        self._llm = LlmWriter(document.text, settings, folder / _REPLIES_FILE, config.seed)
+        self._llm = LlmWriter(self._text, settings, folder / _REPLIES_FILE, config.seed)
         return self._llm.stream()
 
     def _next(self, wait: bool) -> list[Task] | None:
         """None where nothing is there yet. Other writers than `llm` work only when they are waited for, or first."""
         if self._source is None:
-            self._source = self._start()
+            self._source = self._open()
         if isinstance(self._source, TaskStream):
             tasks = self._source.poll(None if wait else 0.0)
             self._ended = self._source.finished
             return tasks
-        if not wait and self.count and self._filtering:
+        if not wait and self.count and self.slow:
             return None
         tasks = next(self._source, None)
         self._ended = tasks is None
@@ -196,7 +184,7 @@ class ArrivingTasks:
     def _append(self, tasks: Sequence[Task]) -> None:
         if self._path is None:
             return
-        if not self._filtering:
+        if not self.slow:
             write_tasks_file(self._path, tasks)
             return
         lines = "".join(json.dumps(dataclasses.asdict(task), ensure_ascii=False) + "\n" for task in tasks)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from liftlm.errors import TasksFileError
+from liftlm.json_lines import read_json_lines
 from liftlm.storage import write_errors, write_file
 
 
@@ -39,36 +40,15 @@ def read_tasks_file(path: Path, characters: int) -> list[Task]:
     Only question and answer are needed; without start and end the whole document is the evidence. Raises TasksFileError, which
     names the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise TasksFileError(
-            f"The tasks file {path} does not exist.", "Write one with `lift tasks DOCUMENT --out FILE`."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TasksFileError(
-            f"The tasks file {path} cannot be read: {error}.", "It must be UTF-8 JSON lines."
-        ) from error
-    tasks = [
-        _read_task(line, f"Line {number} of {path}", characters)
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip()
-    ]
-    if not tasks:
-        raise TasksFileError(f"The tasks file {path} holds no tasks.", _LIKE_THIS)
-    return tasks
+    written_by = "Write one with `lift tasks DOCUMENT --out FILE`."
+    lines = read_json_lines(path, "tasks", TasksFileError, written_by, _LIKE_THIS)
+    return [_read_task(row, where, characters) for where, row in lines]
 
 
 _LIKE_THIS = 'Write one {"question": "…", "answer": "…"} a line.'
 
 
-def _read_task(line: str, where: str, characters: int) -> Task:
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise TasksFileError(f"{where} is not JSON: {error}.", _LIKE_THIS) from None
-    if not isinstance(row, dict):
-        raise TasksFileError(f"{where} is not a JSON object.", _LIKE_THIS)
+def _read_task(row: dict[str, Any], where: str, characters: int) -> Task:
     for key in ("question", "answer"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise TasksFileError(f"{where} has no {key}.", _LIKE_THIS)
