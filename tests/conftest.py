@@ -66,18 +66,18 @@ def make_tokenizer(*, chat: bool = True, pad: bool = True, bos: bool = False) ->
     return fast
 
 
-def make_network(family: str, vocabulary: int, *, window: int = 256, seed: int = 0) -> Any:
+def make_network(family: str, vocabulary: int, *, window: int = 256, seed: int = 0, width: int = 64) -> Any:
     """A random two-layer network of a family, in evaluation mode."""
     import torch
     import transformers
 
     kind, extra = FAMILIES[family]
     if family == "gpt2":
-        sizes: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": window}
+        sizes: dict[str, Any] = {"n_embd": width, "n_layer": 2, "n_head": 4, "n_positions": window}
     else:
         sizes = {
-            "hidden_size": 64,
-            "intermediate_size": 96,
+            "hidden_size": width,
+            "intermediate_size": width * 3 // 2,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "max_position_embeddings": window,
@@ -95,10 +95,12 @@ def make_network(family: str, vocabulary: int, *, window: int = 256, seed: int =
     return network.eval()
 
 
-def save_model(folder: Path, family: str = "llama", *, window: int = 256, seed: int = 0, **tokenizer: bool) -> Path:
+def save_model(
+    folder: Path, family: str = "llama", *, window: int = 256, seed: int = 0, width: int = 64, **tokenizer: bool
+) -> Path:
     """A model folder as transformers would save it."""
     made = make_tokenizer(**tokenizer)
-    make_network(family, len(made), window=window, seed=seed).save_pretrained(folder)
+    make_network(family, len(made), window=window, seed=seed, width=width).save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
 

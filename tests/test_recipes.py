@@ -1,0 +1,88 @@
+"""The papers' recipes, configs/lift-*.yaml: each absorbs a document for real, with its own numbers and a small model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftConfig
+
+import liftlm.writing
+from conftest import save_model
+from fake_server import FakeServer
+from liftlm import Document, Library, load_config, load_model
+from liftlm.absorbing import Adapter
+from liftlm.generating import Generated, Prompt
+from liftlm.models import Model
+from liftlm.training import StepMetrics
+from test_config import CONFIGS
+from test_tasks_llm import document as sentences
+from test_tasks_llm import quick as quick  # a fixture
+
+SENTENCES = 12
+DOCUMENT = Document(title="The mill", text=sentences(SENTENCES))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough for the papers' rank of 128."""
+    return save_model(tmp_path_factory.mktemp("models") / "wide", window=4096, seed=1, width=160)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("name", "per_sentence", "epochs", "rate"), [("lift-v4", 10, 5, 5e-5), ("lift-v4-fast", 1, 1, 3e-4)]
+)
+def test_the_icml_version(folder: Path, name: str, per_sentence: int, epochs: int, rate: float) -> None:
+    """Tasks only, so many a sentence, from a server; rank 128, alpha 256."""
+    seen: list[StepMetrics] = []
+    model = load_model(str(folder))
+    with FakeServer() as server:
+        config = load_config(
+            CONFIGS / f"{name}.yaml",
+            [f"tasks.llm.base_url={server.url}", "tasks.llm.model=writer-1", "training.warmup_fraction=0"],
+        )
+        adapter, new = Library().absorb_once(DOCUMENT, model, config, on_step=seen.append)
+        assert new
+    assert len(server.requests) == SENTENCES
+    assert adapter.tasks == per_sentence * SENTENCES
+    assert adapter.config.tasks.mix == 1
+    assert len(adapter.report.epoch_losses) == epochs
+    assert max(step.learning_rate for step in seen) == pytest.approx(rate, rel=0.05)
+    assert seen[-1].loss < seen[0].loss
+    assert stored(adapter) == (128, 256)
+
+
+def test_the_first_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two epochs of segments, then three of both; ten tasks from runs of 16 sentences, written by the model itself."""
+    document = Document(title="The mill", text=sentences(40))
+    asked: list[Prompt] = []
+
+    def write(model: Model, prompts: Sequence[Prompt], settings: Any, seed: int) -> Iterator[Generated]:
+        asked.extend(prompts)
+        for index, prompt in enumerate(prompts):
+            words = model.decode(prompt.tokens).partition("Sentence: ")[2].split()
+            yield Generated(index, f" Who carried {words[2]} sacks?\nAnswer: {words[0]}", 9, 0.1, True)
+
+    monkeypatch.setattr(liftlm.writing, "generate", write)
+    seen: list[StepMetrics] = []
+    model = load_model(str(folder))
+    adapter, new = Library().absorb_once(document, model, load_config(CONFIGS / "lift-v1.yaml"), on_step=seen.append)
+    assert new
+    assert len(asked) == 10
+    assert all(
+        model.decode(prompt.tokens).partition("Sentence: ")[2].partition("\n\n")[0].count(".") == 16 for prompt in asked
+    )
+    assert 1 <= adapter.tasks <= 10  # runs drawn twice give the same task, which is a duplicate
+    assert {step.learning_rate for step in seen} == {1e-5}
+    assert [step.epoch for step in seen] == [1, 2, 3, 3, 4, 5], "one step an epoch, and one more where tasks arrive"
+    rank, alpha = stored(adapter)
+    assert rank == 256 and alpha == 256, "PiSSA is kept as a plain LoRA of twice the rank, at the same scale"
+
+
+def stored(adapter: Adapter) -> tuple[int, float]:
+    """Rank and alpha, as PEFT reads them from the library."""
+    config: Any = PeftConfig.from_pretrained(str(Library().path / adapter.id / "adapter"))
+    return config.r, config.lora_alpha
