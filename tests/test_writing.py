@@ -231,7 +231,9 @@ def test_begin_waits_for_the_first_tasks_and_gives_them_later(tmp_path: Path) ->
     with FakeServer(delay_seconds=0.1) as server, arriving(config("llm", server=server), tmp_path) as tasks:
         tasks.begin()
         assert server.answered >= 1 and not tasks.finished
-        assert [task.start for task in tasks.poll()] == [0, 0]
+        first = sentence_of(server.requests[0])
+        assert [evidence(task) for task in tasks.poll()] == [first, first]
+        assert first != split_into_sentences(TEXT)[0].text, "asked in the order of the text"
     with FakeServer() as server, arriving(config("llm", server=server), tmp_path) as tasks:
         tasks.begin()
         while not tasks._ended:  # as where a writer is quick

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,9 @@ class LlmWriter:
         self._config, self._cache = config, cache
         self._requests = make_requests(text, config.sentences_together, config.requests, seed)
         self._keys = [_key(request, config) for request in self._requests]
+        # asked about in no particular order: what arrives last is trained on with the lowest learning rate, and that should
+        # not always be the document's end, nor should a budget leave out all of it
+        self._order = random.Random(seed).sample(range(len(self._keys)), len(self._keys))
         self._run = _Run(Server(config.llm))
 
     @property
@@ -109,7 +113,7 @@ class LlmWriter:
         with _append_to(self._cache) as run.file:
             done = _read_cache(self._cache)
             cached = {index: done[key] for index, key in enumerate(self._keys) if key in done}
-            run.todo = iter([index for index in range(len(self._keys)) if index not in cached])
+            run.todo = iter([index for index in self._order if index not in cached])
             run.cached, run.tasks = len(cached), sum(len(reply.pairs) for reply in cached.values())
             run.spent_before = sum(reply.tokens for reply in cached.values())
             if len(cached) == len(self._keys) or self._budget_reached():
