@@ -5,9 +5,10 @@
     python benchmarks/recipe.py articles.jsonl:10 --questions 40 --out …    # SQuAD by article: title, document, qas
 
 Measured before and after absorbing, greedy: mean NLL a token of the expected answer and token F1 (SQuAD's rule), without any
-text ("closed") and with the evidence sentence in the window ("oracle", where `answering.strength_with_text` of the adapter
-acts); NLL of an unrelated text, with all of the adapter and with that part; for the demo also how many answers are right.
-Reading kept = oracle F1 after / before. A control (--other FILE) absorbs another document instead.
+text ("closed"), with the evidence sentence in the window ("oracle") and, with --icl, with head and tail of the document in a
+window of `model.window` tokens ("icl"); beside text `answering.strength_with_text` of the adapter acts. NLL of an unrelated
+text, with all of the adapter and with that part; for the demo also how many answers are right.
+Reading kept = oracle F1 after / before. A control absorbs another document instead (--other FILE, or --entry of one).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 
 from liftlm import Document, Library, LiftConfig, absorb, load_config, load_document, load_model
 from liftlm.adapters import use_adapter
+from liftlm.context import select_context
 from liftlm.demo import is_right, load_demo
 from liftlm.devices import describe_machine
 from liftlm.examples import answer_example
@@ -37,6 +39,8 @@ from liftlm.prompts import encode_text, question_turn, render_prompt
 from liftlm.tasks.sentences import split_into_sentences
 
 _UNRELATED = 1024  # tokens
+_FRAME = 192  # tokens of the window left for the prompt's words and the answer
+_STEP = 64  # tokens; so most questions get the same text, which is then computed once
 
 
 def main() -> None:
@@ -48,7 +52,7 @@ def main() -> None:
     unrelated = (
         model.encode(Path(arguments.unrelated).read_text(encoding="utf-8"))[:_UNRELATED] if arguments.unrelated else []
     )
-    before = _measure(model, None, config, document, rows, unrelated)
+    before = _measure(model, None, config, document, rows, unrelated, arguments.icl)
     started = time.monotonic()
     if arguments.entry:
         adapter = Library().open(Library().find_id(arguments.entry), model)
@@ -58,7 +62,7 @@ def main() -> None:
             absorbed, model, config, on_step=lambda step: print(f"{step.step}/{step.steps} {step.loss:.3f}")
         )
     seconds = time.monotonic() - started
-    after = _measure(model, adapter.id, config, document, rows, unrelated)
+    after = _measure(model, adapter.id, config, document, rows, unrelated, arguments.icl)
     row = {
         "name": arguments.name,
         "document": document.title,
@@ -91,6 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--questions", type=int, help="at most so many, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--icl", action="store_true", help="measure truncated in-context learning too")
     parser.add_argument("--unrelated", help="a text whose NLL is measured too")
     parser.add_argument("--entry", help="id of a library entry to measure, instead of absorbing")
     parser.add_argument("--other", help="a document to absorb instead (control)")
@@ -142,11 +147,14 @@ def _measure(
     document: Document,
     rows: list[dict[str, Any]],
     unrelated: list[int],
+    icl: bool,
 ) -> dict[str, Any]:
     """With text in the window so much of the adapter acts as in answering."""
     measured: dict[str, Any] = {}
     answers: dict[str, list[str]] = {}
     strengths = {"closed": 1.0, "oracle": config.answering.strength_with_text}
+    if icl:
+        strengths["icl"] = config.answering.strength_with_text
     for way, strength in strengths.items():
         with use_adapter(model, adapter, strength=strength):
             answers[way] = _measure_way(model, way, document, rows, measured)
@@ -162,7 +170,7 @@ def _measure(
 def _measure_way(
     model: Model, way: str, document: Document, rows: list[dict[str, Any]], measured: dict[str, Any]
 ) -> list[str]:
-    contexts = [encode_text(model.tokenizer, row["evidence"]) if way == "oracle" else [] for row in rows]
+    contexts = [_context(model, way, document, row) for row in rows]
     nlls = []
     for row, context in zip(rows, contexts, strict=True):
         example = answer_example(model.tokenizer, document.title, row["question"], row["answer"], model.window, context)
@@ -170,7 +178,9 @@ def _measure_way(
         loss = model.loss_sum(torch.tensor([example.tokens[:-1]]), torch.tensor([example.labels[:-1]]))
         nlls.append(float(loss) / (example.targets - 1))  # the end of the answer is not counted
     prompts = [
-        Prompt(render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, row["question"], c)]))
+        Prompt(
+            render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, row["question"], c)]), way
+        )
         for row, c in zip(rows, contexts, strict=True)
     ]
     settings = load_config(None, ["answering.max_new_tokens=40"]).answering
@@ -182,6 +192,16 @@ def _measure_way(
     if "keys" in rows[0]:
         measured[f"{way}_right"] = sum(is_right(text, row) for text, row in zip(answers, rows, strict=True))
     return answers
+
+
+def _context(model: Model, way: str, document: Document, row: dict[str, Any]) -> list[int]:
+    if way == "closed":
+        return []
+    if way == "oracle":
+        return encode_text(model.tokenizer, row["evidence"])
+    rest = len(model.encode(row["question"] + row["answer"])) + _FRAME
+    tokens = model.encode(document.text)
+    return select_context("truncate", tokens, (model.window - rest) // _STEP * _STEP, model.encode("\n...\n"))
 
 
 def token_f1(answer: str, expected: str) -> float:

@@ -155,6 +155,22 @@ def test_a_server_is_reported_with_what_it_cost(
     assert not any((home / "unfinished").iterdir())
 
 
+def test_absorbing_says_what_the_server_cost_too(
+    book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(tmp_path / "model", window=2048, seed=1)
+    small = ["--set", "adapter.rank=4", "--set", "segments.segment_tokens=512"]
+    with FakeServer(failures=["", "429"]) as server:
+        result = lift(capsys, "absorb", book, "--model", model, *small, *asking(server))
+    assert result.code == 0, result.err
+    assert "Filtered out: none." in result.err
+    assert (
+        "Server: 12 requests (1 repeated), 1,100 prompt and 220 answer tokens; 0 of 11 sentences failed." in result.err
+    )
+    again = lift(capsys, "absorb", book, "--model", model, *small, *asking("http://127.0.0.1:9/v1"))
+    assert again.code == 0 and "Server:" not in again.err
+
+
 def test_a_used_up_budget_is_said(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FakeServer() as server:
         result = lift(capsys, "tasks", book, *asking(server, "tasks.llm.budget_tokens=300", "tasks.llm.concurrency=1"))

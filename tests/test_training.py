@@ -21,7 +21,8 @@ from liftlm.errors import ConfigError, NotEnoughMemoryError, TrainingDivergedErr
 from liftlm.examples import NO_LOSS, Example, plan_steps
 from liftlm.memory import predict_memory
 from liftlm.models import Model, load_model
-from liftlm.training import StepMetrics, TrainingReport, learning_rate, train
+from liftlm.schedule import learning_rate
+from liftlm.training import StepMetrics, TrainingReport, train
 
 RATE = 5e-3
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +23,7 @@ from conftest import save_model
 from fake_server import FakeServer, make_pairs, sentence_of
 from liftlm import Document, LiftConfig, Model, absorb, load_config, load_model
 from liftlm.adapters import attach_adapter, use_adapter
-from liftlm.errors import ConfigError, WriterUnreachableError
+from liftlm.errors import ConfigError, InterruptedWorkError, TerminatedWorkError, WriterUnreachableError
 from liftlm.generating import Generated, Prompt
 from liftlm.models import Model as ModelClass
 from liftlm.reading import with_passages
@@ -495,6 +498,43 @@ def metrics(work: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     clock = ("tokens_per_second", "memory_bytes", "seconds_left")
     return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, InterruptedWorkError), (signal.SIGTERM, TerminatedWorkError)]
+)
+def test_a_signal_need_not_wait_for_a_silent_server(
+    number: int, error: type[InterruptedWorkError], folder: Path, tmp_path: Path
+) -> None:
+    recipe = [*SMALL, "training.checkpoint_seconds=1000", "tasks.mix=1", "tasks.llm.timeout_seconds=60"]
+    work, heard = tmp_path / "work", list[tuple[int, float]]()
+    timers: list[threading.Timer] = []
+
+    def signal_soon(step: StepMetrics) -> None:
+        """A second after the last step, when training waits for more tasks."""
+        heard.append((step.step, time.monotonic()))
+        for timer in timers:
+            timer.cancel()
+        timers.append(threading.Timer(1.0, os.kill, (os.getpid(), number)))
+        timers[-1].start()
+
+    with (
+        FakeServer(failures=[""] * 6, always="timeout") as server,
+        pytest.raises(error, match=r"Stopped after step \d+ of \d+; progress is saved\."),
+    ):
+        absorbed(folder, config("llm", *recipe, server=server), work, on_step=signal_soon)
+    last, at = heard[-1]
+    assert time.monotonic() - at < 10
+    resumed: list[int] = []
+    with FakeServer() as server:
+        settings = config("llm", *recipe, server=server)
+        adapter, continued = absorbed(folder, settings, work, on_step=lambda m: resumed.append(m.step))
+    assert resumed[0] == last + 1 and adapter.tasks == 24
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    for name in ("tasks.jsonl", "replies.jsonl"):
+        shutil.copy(work / name, whole / name)
+    assert same(absorbed(folder, config("llm", *recipe), whole)[1], continued)
 
 
 @pytest.mark.parametrize("show", ["passage", "truncate"])

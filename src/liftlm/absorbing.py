@@ -40,6 +40,7 @@ class Adapter:
     tasks: int
     config: LiftConfig  # resolved
     report: TrainingReport
+    notes: tuple[str, ...] = ()  # of writing the tasks, in sentences; nothing where the library had it
 
 
 def absorb(
@@ -84,7 +85,7 @@ def absorb(
             remove_adapter(model, name)  # nobody may take a half-trained one for the real one
             raise
         count = arriving.count if lessons.feed is not None else lessons.tasks
-        return Adapter(name, document, len(tokens), len(segments), count, config, report)
+        return Adapter(name, document, len(tokens), len(segments), count, config, report, tuple(arriving.notes))
 
 
 @dataclass(frozen=True)

@@ -342,6 +342,8 @@ def _absorb(text: Document, model: Model, config: LiftConfig, tasks: list[Task] 
         adapter, new = library.absorb_once(text, model, config, tasks=tasks, on_step=display)
     report = adapter.report
     if new:
+        for line in adapter.notes:
+            note(line)
         note(
             f"Absorbed {adapter.document_tokens:,} tokens in {adapter.segments} segments and {adapter.tasks:,} tasks: "
             f"{report.steps} steps, "

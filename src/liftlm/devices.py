@@ -6,12 +6,14 @@ not been run there by the authors; the CPU paths are tested.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -139,6 +141,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._waits = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -156,9 +159,21 @@ class StopRequest:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = number == self.signal == signal.SIGINT
         self.signal = self.signal or number
+        if again or self._waits:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, where nothing can be torn, either signal raises KeyboardInterrupt at once; so does one that came before."""
+        self._waits = True
+        try:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._waits = False
 
     @staticmethod
     def error(number: int, what: str, saved_in: Path | None) -> InterruptedWorkError:

@@ -135,6 +135,19 @@ class Model:
             self._packs = keeps_apart(self.network)
         return self._packs
 
+    def recompute_activations(self, on: bool) -> None:
+        """Gradient checkpointing: activations are computed again in the backward pass instead of kept. Raises ConfigError."""
+        if not self.network.supports_gradient_checkpointing:
+            if on:
+                advice = "Use --set training.gradient_checkpointing=false."
+                raise ConfigError(f"{self.name} does not support gradient checkpointing.", advice)
+            return
+        with quiet_transformers():  # the names are deprecated where there are newer ones
+            if on:
+                self.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            else:
+                self.network.gradient_checkpointing_disable()
+
 
 def load_model(name: str | None = None, config: ModelConfig | None = None, notify: Notify = lambda text: None) -> Model:
     """Loads a base model: a local folder, else the built-in default, else an id on the hub.

@@ -1,15 +1,16 @@
-"""Which examples each training step sees, in order; also where tasks are still being written while training runs.
+"""Which examples each training step sees, in order, and how fast it learns; also where tasks are written while training runs.
 
 Knows token counts only. `examples` plans an epoch; what is here is the order of epochs and the waiting.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from liftlm.config import LiftConfig
+from liftlm.config import LiftConfig, TrainingConfig
 from liftlm.examples import Example, fill_steps, plan_steps, plan_training
 
 _TASK_TOKENS = 100  # before any is known
@@ -166,3 +167,13 @@ class Schedule:
 def _cost(example: Example) -> int:
     """Of one more in a step: what its group shares is computed once."""
     return len(example) - example.shared
+
+
+def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
+    """Of step 0, 1, … : linear warm-up over a fraction of the steps, then constant, or linear or cosine to zero."""
+    warmup = round(settings.warmup_fraction * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    part = (step - warmup) / max(1, steps - warmup)  # 0 … just below 1
+    factor = {"constant": 1.0, "linear": 1 - part, "cosine": (1 + math.cos(math.pi * part)) / 2}[settings.schedule]
+    return settings.learning_rate * factor

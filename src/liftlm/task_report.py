@@ -47,12 +47,12 @@ def report_tasks(
             if time.monotonic() - shown >= _NOTE_SECONDS:
                 shown = time.monotonic()
                 note(f"{len(tasks):,} tasks")
-        dropped, server = arriving.dropped, arriving.report
+        dropped, notes = arriving.dropped, arriving.notes
     tasks.sort(key=lambda task: (task.start, task.end))
-    listed = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
     if not tasks and folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     if not tasks and dropped:
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
         raise EmptyDocumentError(
             f"Of the {dropped.total():,} tasks written about '{document.title}' none is of use: {listed}.",
             "Use a model that follows instructions, or --set tasks.writer=extractive.",
@@ -60,14 +60,8 @@ def report_tasks(
     if not tasks:
         raise EmptyDocumentError(f"'{document.title}' gave no tasks.", "It needs sentences of at least four words.")
     print(_statistics(document, tasks))
-    if slow:
-        print(f"Filtered out: {listed or 'none'}.")
-    if server is not None:
-        print(
-            f"Server: {server.requests:,} requests ({server.retries:,} repeated), {server.prompt_tokens:,} prompt and "
-            f"{server.completion_tokens:,} answer tokens; {server.failed:,} of {server.sentences:,} sentences failed"
-            + (", the budget is used up." if server.budget_reached else ".")
-        )
+    for line in notes:
+        print(line)
     for task in random.Random(config.seed).sample(tasks, min(sample, len(tasks))):
         print(f"\n[{task.kind}] {task.question}\n  → {task.answer}")
     if out is not None:

@@ -35,12 +35,12 @@ from liftlm.checkpoints import (
 )
 from liftlm.config import LiftConfig, TrainingConfig
 from liftlm.devices import StopRequest, current_memory, join_processes, peak_memory
-from liftlm.errors import ConfigError, NotEnoughMemoryError, TrainingDivergedError
+from liftlm.errors import ConfigError, InterruptedWorkError, NotEnoughMemoryError, TrainingDivergedError
 from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.memory import MEMORY_ADVICE, check_memory
-from liftlm.models import Model, quiet_transformers
+from liftlm.models import Model
 from liftlm.rows import SoftTargets, row_tensors, soft_rows
-from liftlm.schedule import Feed, Schedule
+from liftlm.schedule import Feed, Schedule, learning_rate
 from liftlm.storage import canonical_json, write_errors
 
 
@@ -102,18 +102,38 @@ def train(
         try:
             run = _Run(model, model.adapters[name], examples, config, folder, soft)
             run.resume(feed)
-            while (chosen := run.schedule.next()) is not None:
+            while True:
+                with _interruptible(run, stop, feed):
+                    chosen = run.schedule.next()
+                if chosen is None:
+                    return run.finish()
                 on_step(run.step(*chosen))
                 signal = run.agree(stop.signal)
                 run.maybe_checkpoint(at_once=signal is not None)
                 if signal is not None:
-                    done = f"Stopped after step {run.progress.step} of {run.schedule.steps}"
-                    raise stop.error(signal, done, folder)
-            return run.finish()
+                    raise run.stopped(stop, signal)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
                 raise NotEnoughMemoryError("The machine ran out of memory in training.", MEMORY_ADVICE) from error
             raise
+
+
+@contextlib.contextmanager
+def _interruptible(run: _Run, stop: StopRequest, feed: Feed | None) -> Iterator[None]:
+    """Where a feed may wait for a silent writer, a signal does not have to wait with it."""
+    if feed is None:
+        yield
+        return
+    try:
+        with stop.waiting():
+            yield
+    except KeyboardInterrupt:
+        if stop.signal is None:
+            raise
+        if run.progress.step:
+            del run.schedule.taken[run.progress.step :]  # chosen, but not done
+            run.maybe_checkpoint(at_once=True)
+        raise run.stopped(stop, stop.signal) from None
 
 
 # torch reports exhausted main memory (on Linux and elsewhere), and Apple's GPUs, through plain RuntimeErrors
@@ -346,21 +366,15 @@ class _Run:
             self.accelerator.wait_for_everyone()
             self._saved_at = time.monotonic()
 
+    def stopped(self, stop: StopRequest, signal: int) -> InterruptedWorkError:
+        """The error that says how far it got."""
+        return stop.error(signal, f"Stopped after step {self.progress.step} of {self.schedule.steps}", self.folder)
+
     def agree(self, number: int | None) -> int | None:
         """The largest number of any process, None for zero. What one does all must do, or they wait for each other."""
         if self.accelerator.num_processes > 1:
             number = int(self.accelerator.gather(torch.tensor([number or 0], device=self.device)).max())
         return number or None
-
-
-def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
-    """Of step 0, 1, … : linear warm-up over a fraction of the steps, then constant, or linear or cosine to zero."""
-    warmup = round(settings.warmup_fraction * steps)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / (warmup + 1)
-    part = (step - warmup) / max(1, steps - warmup)  # 0 … just below 1
-    factor = {"constant": 1.0, "linear": 1 - part, "cosine": (1 + math.cos(math.pi * part)) / 2}[settings.schedule]
-    return settings.learning_rate * factor
 
 
 @contextlib.contextmanager
@@ -371,22 +385,9 @@ def _training_mode(model: Model, settings: TrainingConfig) -> Iterator[None]:
         try:
             model.network.train()
             if settings.gradient_checkpointing:
-                _recompute_activations(model, True)
+                model.recompute_activations(True)
             yield
         finally:
             if settings.gradient_checkpointing:
-                _recompute_activations(model, False)
+                model.recompute_activations(False)
             model.network.eval()
-
-
-def _recompute_activations(model: Model, on: bool) -> None:
-    if not model.network.supports_gradient_checkpointing:
-        if on:
-            advice = "Use --set training.gradient_checkpointing=false."
-            raise ConfigError(f"{model.name} does not support gradient checkpointing.", advice)
-        return
-    with quiet_transformers():  # the names are deprecated where there are newer ones
-        if on:
-            model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            model.network.gradient_checkpointing_disable()

@@ -67,6 +67,21 @@ class ArrivingTasks:
         return None if self._llm is None else self._llm.report
 
     @property
+    def notes(self) -> list[str]:
+        """What the filters dropped and what the server took, in sentences; nothing of writers that need neither."""
+        if not self.slow:
+            return []
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
+        notes = [f"Filtered out: {listed or 'none'}."]
+        if (server := self.report) is not None:
+            notes.append(
+                f"Server: {server.requests:,} requests ({server.retries:,} repeated), {server.prompt_tokens:,} prompt and "
+                f"{server.completion_tokens:,} answer tokens; {server.failed:,} of {server.sentences:,} sentences failed"
+                + (", the budget is used up." if server.budget_reached else ".")
+            )
+        return notes
+
+    @property
     def finished(self) -> bool:
         """Nothing more will come."""
         return self._ended and not self._before
