@@ -634,6 +634,7 @@ def test_segments_alone_need_no_writer(writer: str, folder: Path, tmp_path: Path
     adapter, found = absorbed(folder, config(writer, *SMALL, "tasks.mix=0", "training.epochs=1"), tmp_path)
     plain, expected = absorbed(folder, config("none", *SMALL, "training.epochs=1"))
     assert adapter.tasks == 0 and same(found, expected) and adapter.report.steps == plain.report.steps
+    assert adapter.notes == (), "said what nobody wrote"
     assert not (tmp_path / "tasks.jsonl").exists() and not (tmp_path / "teacher.safetensors").exists()
 
 

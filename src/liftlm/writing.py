@@ -68,8 +68,8 @@ class ArrivingTasks:
 
     @property
     def notes(self) -> list[str]:
-        """What the filters dropped and what the server took, in sentences; nothing of writers that need neither."""
-        if not self.slow:
+        """What the filters dropped and what the server took, in sentences; nothing where neither was needed."""
+        if not self.slow or self._source is None:
             return []
         listed = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
         notes = [f"Filtered out: {listed or 'none'}."]
