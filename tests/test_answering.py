@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +67,40 @@ def test_the_window_is_used_well_but_never_exceeded(tiny_model: Any) -> None:
 
 
 def test_shared_text_is_computed_once_for_questions_of_like_length(tmp_path: Path) -> None:
-    from liftlm.answering import _build_prompt
+    from liftlm.answering import _fill
+    from liftlm.context import WindowText
     from liftlm.generating import _plan
 
     model = load_model(str(save_model(tmp_path / "m", window=512)))
     config = settings("answering.context=truncate")
-    text = model.encode(DOCUMENT.text)
+    text = WindowText(DOCUMENT.text, model.encode, config.answering)
     questions = ["Who rang?", "Who sang?", "Who rang it?"]
-    prompts = [_build_prompt(model, "Corriden", q, text, config.answering, history=()) for q in questions]
+    prompts = [_fill(model, DOCUMENT, q, text, config.answering) for q in questions]
     ((batch, prefix),) = list(_plan(model, prompts, 8192))
     assert len(batch) == 3 and prefix is not None
-    assert prefix.tokens > prompts[0].context_tokens
+    assert prefix.tokens > len(prompts[0].context)
     together = answer_all(model, None, questions, document=DOCUMENT, config=config)
     assert [a.answer for a in together] == [
         answer(model, None, q, document=DOCUMENT, config=config).answer for q in questions
     ]
+
+
+def test_retrieved_text_is_chosen_for_each_question(tiny_model: Any) -> None:
+    text = "The bell hung in Corriden. A storm broke it in spring. Mara Quill cast another one from old coins."
+    document = Document(title="Bell", text=text)
+    config = settings(
+        "answering.context=retrieve", "answering.retrieval.count=1", "answering.retrieval.neighbours=0"
+    )
+    first, second = answer_all(tiny_model, None, ["storm?", "Mara Quill?"], document=document, config=config)
+    assert first.method == second.method == "rag" and first.context == "retrieve"
+    assert first.context_tokens == len(tiny_model.encode("A storm broke it in spring."))
+    assert second.context_tokens == len(tiny_model.encode("Mara Quill cast another one from old coins."))
+    assert second == dataclasses.replace(
+        answer(tiny_model, None, "Mara Quill?", document=document, config=config), seconds=second.seconds
+    ), "alone as among others"
+    talk = Conversation(tiny_model, None, document=document, config=config)
+    assert talk.ask("storm?").context_tokens == first.context_tokens
+    assert talk.ask("Mara Quill?").context_tokens == second.context_tokens, "chosen for the newest question"
 
 
 def test_small_batches_give_the_same_answers(tiny_model: Any) -> None:

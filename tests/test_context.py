@@ -1,13 +1,12 @@
-"""The context policies never exceed their budget and keep both ends of a document."""
+"""The context policies never exceed their budget; truncation keeps both ends of a document."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liftlm.context import select_context
-from liftlm.errors import ConfigError
+from liftlm.config import AnsweringConfig
+from liftlm.context import WindowText, cut_out_middle
 
 MARK = (-1, -2, -3)
 
@@ -20,7 +19,7 @@ def document(count: int) -> list[int]:
 @given(st.integers(0, 200), st.integers(-5, 250), st.integers(0, 5))
 def test_truncate_is_the_whole_text_or_head_mark_and_tail(count: int, budget: int, mark_tokens: int) -> None:
     tokens, mark = document(count), list(range(-mark_tokens, 0))
-    chosen = select_context("truncate", tokens, budget, mark)
+    chosen = cut_out_middle(tokens, budget, mark)
     assert len(chosen) <= max(budget, 0)
     if count <= budget:
         assert chosen == tokens
@@ -36,19 +35,26 @@ def test_truncate_is_the_whole_text_or_head_mark_and_tail(count: int, budget: in
 
 
 def test_truncate_in_numbers() -> None:
-    assert select_context("truncate", document(100), 10, MARK) == [0, 1, 2, 3, *MARK, 97, 98, 99]
-    assert select_context("truncate", document(100), 11, MARK) == [0, 1, 2, 3, *MARK, 96, 97, 98, 99]
-    assert select_context("truncate", document(11), 11, MARK) == document(11)
-    assert select_context("truncate", (), 11, MARK) == []
+    assert cut_out_middle(document(100), 10, MARK) == [0, 1, 2, 3, *MARK, 97, 98, 99]
+    assert cut_out_middle(document(100), 11, MARK) == [0, 1, 2, 3, *MARK, 96, 97, 98, 99]
+    assert cut_out_middle(document(11), 11, MARK) == document(11)
+    assert cut_out_middle((), 11, MARK) == []
 
 
-@settings(deadline=None)
-@given(st.integers(0, 50), st.integers(-5, 60))
-def test_none_is_nothing(count: int, budget: int) -> None:
-    assert select_context("none", document(count), budget, MARK) == []
+def characters(text: str) -> list[int]:
+    return [ord(character) for character in text]
 
 
-def test_retrieve_is_refused_in_words() -> None:
-    with pytest.raises(ConfigError, match=r"retrieve.*not implemented") as caught:
-        select_context("retrieve", document(5), 50, MARK)
-    assert "truncate" in caught.value.next_step
+def test_policies() -> None:
+    text = "The mill stood by the river. A fire took it in May. The miller moved to Arden."
+    none = WindowText(text, characters, AnsweringConfig(context="none"))
+    truncate = WindowText(text, characters, AnsweringConfig(context="truncate"))
+    one = AnsweringConfig.model_validate({"context": "retrieve", "retrieval": {"count": 1, "neighbours": 0}})
+    retrieve = WindowText(text, characters, one)
+    assert none.select("Where did the miller move?", 1000) == []
+    assert truncate.select("Where did the miller move?", 1000) == characters(text)
+    assert retrieve.select("Where did the miller move?", 1000) == characters("The miller moved to Arden.")
+    assert retrieve.select("When was the fire?", 1000) == characters("A fire took it in May.")
+    assert none.for_all and truncate.for_all and not retrieve.for_all
+    for policy in (none, truncate, retrieve):
+        assert policy.select("When was the fire?", 0) == policy.select("When was the fire?", -3) == []

@@ -12,15 +12,15 @@ from typing import Literal
 from liftlm.absorbing import Adapter
 from liftlm.adapters import use_adapter
 from liftlm.config import AnsweringConfig, ContextPolicy, LiftConfig
-from liftlm.context import select_context
+from liftlm.context import WindowText
 from liftlm.documents import Document
 from liftlm.errors import ConfigError, QuestionTooLongError
-from liftlm.generating import Generated, OnText, Prompt, generate
+from liftlm.generating import Generated, OnText, generate
 from liftlm.models import Model
-from liftlm.prompts import Turn, answer_turn, question_turn, render_prompt
+from liftlm.prompts import question_wording
+from liftlm.windows import FilledWindow, fill_window
 
 Method = Literal["closed-book", "icl", "rag", "lift", "lift+icl", "lift+rag"]
-_CONTEXT_STEP = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,6 @@ class Answer:
     context_tokens: int  # of the document, inside the prompt
     answer_tokens: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Built(Prompt):
-    context_tokens: int = 0
 
 
 def answer(
@@ -74,8 +69,8 @@ def answer_all(
     document = _document(adapter, document)
     settings = (config or (adapter.config if adapter else LiftConfig())).answering
     seed = (config or LiftConfig()).seed
-    tokens = model.encode(document.text) if settings.context != "none" else []
-    prompts = [_build_prompt(model, document.title, question, tokens, settings, history=()) for question in questions]
+    text = WindowText(document.text, model.encode, settings)
+    prompts = [_fill(model, document, question, text, settings) for question in questions]
     answers: dict[int, Answer] = {}
     with use_adapter(model, adapter.id if adapter else None, strength=_strength(settings)):
         for generated in generate(model, prompts, settings, seed, on_text):
@@ -87,8 +82,9 @@ def answer_all(
 
 def check_questions(model: Model, document: Document, questions: Sequence[str], config: LiftConfig) -> None:
     """Raises QuestionTooLongError for a question that will not fit the window, before any work is done for it."""
+    nothing = WindowText("", model.encode, config.answering)
     for question in questions:
-        _build_prompt(model, document.title, question, (), config.answering, history=())
+        _fill(model, document, question, nothing, config.answering)
 
 
 class Conversation:
@@ -105,7 +101,7 @@ class Conversation:
         self._model, self._adapter = model, adapter
         self._document = _document(adapter, document)
         self._config = config or (adapter.config if adapter else LiftConfig())
-        self._tokens = model.encode(self._document.text) if self._config.answering.context != "none" else []
+        self._text = WindowText(self._document.text, model.encode, self._config.answering)
         self._history: list[tuple[str, str]] = []
 
     @property
@@ -119,9 +115,7 @@ class Conversation:
         kept = list(self._history)
         while True:
             try:
-                prompt = _build_prompt(
-                    self._model, self._document.title, question, self._tokens, settings, history=kept
-                )
+                prompt = _fill(self._model, self._document, question, self._text, settings, kept)
                 break
             except QuestionTooLongError:
                 if not kept:
@@ -135,7 +129,7 @@ class Conversation:
 
 
 def _answer(
-    question: str, prompt: _Built, generated: Generated, adapter: Adapter | None, settings: AnsweringConfig
+    question: str, prompt: FilledWindow, generated: Generated, adapter: Adapter | None, settings: AnsweringConfig
 ) -> Answer:
     return Answer(
         question=question,
@@ -143,7 +137,7 @@ def _answer(
         method=method_name(adapter, settings.context),
         context=settings.context,
         prompt_tokens=len(prompt.tokens),
-        context_tokens=prompt.context_tokens,
+        context_tokens=len(prompt.context),
         answer_tokens=generated.tokens,
         seconds=generated.seconds,
     )
@@ -168,40 +162,18 @@ def _document(adapter: Adapter | None, document: Document | None) -> Document:
     return document if document is not None else adapter.document  # type: ignore[union-attr]
 
 
-def _build_prompt(
+def _fill(
     model: Model,
-    title: str,
+    document: Document,
     question: str,
-    tokens: Sequence[int],
+    text: WindowText,
     settings: AnsweringConfig,
-    history: Sequence[tuple[str, str]],
-) -> _Built:
-    """The prompt with as much text as the policy and the window allow; the text stands before the first question."""
-    tokenizer = model.tokenizer
-    asked = [text for text, _ in history] + [question]
-
-    def turns(context: Sequence[int]) -> list[Turn]:
-        result = []
-        for position, text in enumerate(asked):
-            result.append(question_turn(tokenizer, title, text, context if position == 0 else ()))
-            if position < len(history):
-                result.append(answer_turn(tokenizer, history[position][1]))
-        return result
-
-    bare = render_prompt(tokenizer, turns(()))
-    room = model.window - settings.max_new_tokens - len(bare)
-    if room < 0:
-        raise QuestionTooLongError(
-            f"The question takes {len(bare)} tokens and its answer may take {settings.max_new_tokens}, more than the window of "
-            f"{model.window}.",
-            "Shorten the question, raise --window, or lower answering.max_new_tokens.",
-        )
-    # what the wording around the text costs, measured with one token of text
-    frame = len(render_prompt(tokenizer, turns([tokens[0]]))) - 1 - len(bare) if tokens else 0
-    # Rounded down, so that questions of about the same length get the very same text: it is then computed once for all of them,
-    # and an answer does not depend on which other questions are asked with it.
-    budget = (room - frame) // _CONTEXT_STEP * _CONTEXT_STEP if room - frame > 4 * _CONTEXT_STEP else room - frame
-    context = select_context(settings.context, tokens, budget, model.encode("\n...\n")) if budget > 0 else []
-    if not context:
-        return _Built(bare)
-    return _Built(render_prompt(tokenizer, turns(context)), len(context), len(context))
+    history: Sequence[tuple[str, str]] = (),
+) -> FilledWindow:
+    """The text stands before the first question, and is chosen for the last."""
+    asked = [question_wording(document.title, earlier) for earlier, _ in history]
+    asked.append(question_wording(document.title, question))
+    answered = [answer for _, answer in history]
+    return fill_window(
+        model, asked, answered, lambda budget: text.select(question, budget), settings.max_new_tokens, text.for_all
+    )

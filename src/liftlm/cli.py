@@ -262,12 +262,7 @@ def _config(
     flags: dict[str, Any] = {"model.name": model, "model.window": window, "answering.context": context}
     # as JSON, since a model called 1.0 is a text; not escaped, since YAML reads escaped surrogates differently
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
-    config = load_config(path, [*(settings or []), *given])
-    if config.answering.context == "retrieve":
-        from liftlm.context import select_context
-
-        select_context("retrieve", [], 0, [])
-    return config
+    return load_config(path, [*(settings or []), *given])
 
 
 def _document(name: str, title: str | None) -> tuple[Document, Entry | None]:

@@ -175,6 +175,15 @@ class TrainingConfig(_Branch):
     checkpoint_seconds: _Number = Field(default=30.0, ge=0)  # 0 = after every step
 
 
+class RetrievalConfig(_Branch):
+    """What of the text `answering.context=retrieve` shows: the pieces that BM25 finds for the question."""
+
+    unit: Literal["sentence", "segment"] = "sentence"
+    count: _Whole | None = Field(default=3, ge=1)  # pieces; None = as many as fit
+    neighbours: _Whole = Field(default=1, ge=0)  # sentences found and shown with each sentence, on either side
+    segment_tokens: _Whole = Field(default=256, ge=1)  # of the unit "segment"
+
+
 class AnsweringConfig(_Branch):
     """How questions are answered. temperature 0 = greedy."""
 
@@ -186,6 +195,7 @@ class AnsweringConfig(_Branch):
     top_p: _Number = Field(default=1.0, gt=0, le=1)
     top_k: _Whole = Field(default=0, ge=0)  # 0 = off
     batch_tokens: _Whole = Field(default=8192, ge=1)  # prompt tokens answered together
+    retrieval: RetrievalConfig = RetrievalConfig()
 
 
 _ONLY_HOW = {"base_url", "api_key_variable", "concurrency", "timeout_seconds", "attempts"}  # not what is written

@@ -1,24 +1,57 @@
-"""Which part of a document goes into the window beside the question. Pure: token ids in, token ids out."""
+"""Which part of a document goes into the window beside the question: token ids in, token ids out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
-from liftlm.config import ContextPolicy
-from liftlm.errors import ConfigError
+from liftlm.config import AnsweringConfig
+from liftlm.retrieval import Retriever
+
+_MARK = "\n...\n"  # where text is left out
 
 
-def select_context(policy: ContextPolicy, tokens: Sequence[int], budget: int, mark: Sequence[int]) -> list[int]:
-    """At most `budget` token ids of the document `tokens`.
+class WindowText:
+    """A document as a context policy shows it; what is computed of it is computed once, and only if it is needed.
 
-    none: nothing. truncate: all of it where it fits, else head and tail halves around `mark` ("...", as in the authors'
-    LooGLE set-up: `ids[:max // 2 - len(mark)] + mark + ids[-max // 2:]`; here the mark's length is shared by both
-    halves). Raises ConfigError for `retrieve`, which is not there yet.
+    encode: text → token ids, the model's.
     """
-    if policy == "none":
-        return []
-    if policy == "retrieve":
-        raise ConfigError("The context policy 'retrieve' is not implemented yet.", "Use --context truncate or none.")
+
+    def __init__(self, text: str, encode: Callable[[str], list[int]], settings: AnsweringConfig) -> None:
+        self._text, self._encode, self._settings = text, encode, settings
+
+    def select(self, question: str, budget: int) -> list[int]:
+        """At most `budget` token ids of the document, by the policy: none, truncate (`cut_out_middle`) or retrieve."""
+        if self._settings.context == "none" or budget <= 0:
+            return []
+        if self._settings.context == "truncate":
+            return cut_out_middle(self._tokens, budget, self._mark)
+        return self._retriever.select(question, budget, self._mark)
+
+    @property
+    def for_all(self) -> bool:
+        """Whether the text is the same for all questions."""
+        return self._settings.context != "retrieve"
+
+    @functools.cached_property
+    def _tokens(self) -> list[int]:
+        return self._encode(self._text)
+
+    @functools.cached_property
+    def _mark(self) -> list[int]:
+        return self._encode(_MARK)
+
+    @functools.cached_property
+    def _retriever(self) -> Retriever:
+        return Retriever(self._text, self._encode, self._settings.retrieval)
+
+
+def cut_out_middle(tokens: Sequence[int], budget: int, mark: Sequence[int]) -> list[int]:
+    """All of it where it fits, else head and tail halves around `mark`: truncated in-context learning.
+
+    As in the authors' LooGLE set-up: `ids[:max // 2 - len(mark)] + mark + ids[-max // 2:]`; here the mark's length is
+    shared by both halves.
+    """
     if len(tokens) <= budget:
         return list(tokens)
     kept = budget - len(mark)

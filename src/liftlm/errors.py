@@ -95,6 +95,12 @@ class TasksFileError(LiftError):
     exit_code, http_status = 18, 422
 
 
+class BenchmarkDataError(LiftError):
+    """A benchmark's data is missing, cannot be reached, or is not of its format."""
+
+    exit_code, http_status = 19, 422
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 

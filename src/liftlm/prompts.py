@@ -45,18 +45,36 @@ def leading_tokens(tokenizer: Tokenizer) -> list[int]:
     return marked[: max(0, _find(marked, plain))]
 
 
-def question_turn(tokenizer: Tokenizer, title: str, question: str, context: Sequence[int] = ()) -> Turn:
-    """The user's turn that asks about a document, after `context` (token ids of its text) if there is any.
+@dataclass(frozen=True)
+class Wording:
+    """The user's turn as text: `alone`, or text of the document between `before` and `after`."""
 
-    Wording: the authors' prompt (MuLabPKU/LIFT), `Please answer the question based on "{title}"`, with the text above
-    it as in LooGLE's own long-text prompt.
+    alone: str
+    before: str
+    after: str
+
+
+def question_wording(title: str, question: str) -> Wording:
+    """How this program asks about a document, in training and in answering.
+
+    The authors' prompt (MuLabPKU/LIFT), `Please answer the question based on "{title}"`, with the text above it as in
+    LooGLE's own long-text prompt.
     """
     ask = f'{_ASK} "{title}".\nQuestion: {question.strip()}'
+    return Wording(ask, f'Here is text from "{title}":\n\n', f"\n\n{ask}")
+
+
+def worded_turn(tokenizer: Tokenizer, wording: Wording, context: Sequence[int] = ()) -> Turn:
+    """The user's turn, with `context` (token ids of the document's text) if there is any."""
     if not context:
-        return Turn("user", tuple(encode_text(tokenizer, ask)))
-    before = encode_text(tokenizer, f'Here is text from "{title}":\n\n')
-    after = encode_text(tokenizer, f"\n\n{ask}")
+        return Turn("user", tuple(encode_text(tokenizer, wording.alone)))
+    before, after = encode_text(tokenizer, wording.before), encode_text(tokenizer, wording.after)
     return Turn("user", (*before, *context, *after))
+
+
+def question_turn(tokenizer: Tokenizer, title: str, question: str, context: Sequence[int] = ()) -> Turn:
+    """The user's turn that asks about a document, in this program's own wording."""
+    return worded_turn(tokenizer, question_wording(title, question), context)
 
 
 def answer_turn(tokenizer: Tokenizer, answer: str) -> Turn:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from liftlm.config import LiftConfig
-from liftlm.context import select_context
+from liftlm.context import cut_out_middle
 from liftlm.documents import Document
 from liftlm.examples import Example, answer_example, make_task_examples
 from liftlm.models import Model
@@ -58,7 +58,7 @@ def with_head_and_tail(
     frame = len(render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, "?", [0])]))
     room = model.window - max(len(example) for example in bare) - frame
     tokens = model.encode(document.text) if tokens is None else tokens
-    context = select_context("truncate", tokens, room, model.encode("\n...\n")) if room > 0 else []
+    context = cut_out_middle(tokens, room, model.encode("\n...\n")) if room > 0 else []
     group = f"head and tail {len(context)}"  # of another length where tasks that arrive later are longer
     return make_task_examples(tasks, model.tokenizer, document.title, model.window, context, group)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers.pytorch_utils import Conv1D
 
+from liftlm.adapters.fused import fuse_linear
 from liftlm.config import AdapterConfig
 from liftlm.errors import ConfigError
 from liftlm.models import Model
@@ -89,6 +90,7 @@ class LoraAdapter:
 
     def _attach(self, model: Model, name: str, config: Any, seed: int) -> None:
         self._model, self._name = model, name
+        config._register_custom_module({torch.nn.Linear: fuse_linear})
         try:
             with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore")

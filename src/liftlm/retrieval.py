@@ -1,0 +1,116 @@
+"""Which pieces of a document speak of a question: BM25 over its sentences or segments (bm25s).
+
+Pure but for the tokenizer it is given: text in, token ids of the best pieces out, in the document's order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from liftlm.config import RetrievalConfig
+from liftlm.tasks.sentences import split_into_sentences
+
+# scripts without spaces between words count by character
+_WORDS = re.compile(
+    r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
+)
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of the document's text, by its characters."""
+
+    start: int
+    end: int
+
+
+class Retriever:
+    """An index of one document; made once, asked often.
+
+    encode: text → token ids, the model's.
+    """
+
+    def __init__(self, text: str, encode: Encode, settings: RetrievalConfig) -> None:
+        self._text, self._encode, self._settings = text, encode, settings
+        self.pieces = _sentences(text, settings.neighbours) if settings.unit == "sentence" else self._segments()
+        words = [_terms(text[piece.start : piece.end]) for piece in self.pieces]
+        self._index = None
+        if any(words):
+            import bm25s
+
+            self._index = bm25s.BM25()
+            self._index.index(words, show_progress=False)
+
+    def ranked(self, question: str) -> list[Piece]:
+        """All pieces, the most relevant first; those that share no word with the question last, as they stand in the text."""
+        terms = _terms(question)
+        if self._index is None or not terms:
+            return list(self.pieces)
+        scores = self._index.get_scores(terms)
+        return [self.pieces[index] for index in sorted(range(len(self.pieces)), key=lambda index: -scores[index])]
+
+    def select(self, question: str, budget: int, mark: Sequence[int]) -> list[int]:
+        """Token ids, at most `budget`, of the `count` best pieces that fit, with `mark` where text is left out between them."""
+        kept: list[Piece] = []
+        tokens: list[int] = []
+        for piece in self.ranked(question):
+            if self._settings.count is not None and len(kept) >= self._settings.count:
+                break
+            wider = self._join([*kept, piece], mark)
+            if len(wider) <= budget:
+                kept.append(piece)
+                tokens = wider
+            elif self._settings.count is None:
+                break  # as many as fit: the next ones are worse, not shorter
+        return tokens
+
+    def _join(self, pieces: Sequence[Piece], mark: Sequence[int]) -> list[int]:
+        tokens: list[int] = []
+        for piece in self._merge(pieces):
+            tokens += [*(mark if tokens else ()), *self._encode(self._text[piece.start : piece.end])]
+        return tokens
+
+    def _merge(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """In the document's order, those with nothing but white space between them as one."""
+        merged: list[Piece] = []
+        for piece in sorted(pieces, key=lambda piece: (piece.start, piece.end)):
+            if merged and not self._text[merged[-1].end : piece.start].strip():
+                merged[-1] = Piece(merged[-1].start, max(merged[-1].end, piece.end))
+            else:
+                merged.append(piece)
+        return merged
+
+    def _segments(self) -> list[Piece]:
+        """Runs of about `segment_tokens` tokens that end with a sentence where they can."""
+        pieces: list[Piece] = []
+        used = 0
+        for sentence in _sentences(self._text, 0):
+            cost = len(self._encode(self._text[sentence.start : sentence.end]))
+            if pieces and used + cost <= self._settings.segment_tokens:
+                pieces[-1] = Piece(pieces[-1].start, sentence.end)
+                used += cost
+            else:
+                pieces.append(sentence)
+                used = cost
+        return pieces
+
+
+def _sentences(text: str, neighbours: int) -> list[Piece]:
+    """Every sentence with so many before and after it; text without any is one piece."""
+    spans = [Piece(sentence.start, sentence.end) for sentence in split_into_sentences(text)] or [Piece(0, len(text))]
+    last = len(spans) - 1
+    return [
+        Piece(spans[max(0, index - neighbours)].start, spans[min(last, index + neighbours)].end)
+        for index in range(len(spans))
+    ]
+
+
+def _terms(text: str) -> list[str]:
+    """Words in lower case without English endings (Snowball), so that "founded" finds "founder"'s sentence."""
+    import Stemmer
+
+    words: list[str] = Stemmer.Stemmer("english").stemWords(_WORDS.findall(text.lower()))
+    return words
