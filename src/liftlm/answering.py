@@ -16,6 +16,7 @@ from liftlm.context import WindowText
 from liftlm.documents import Document
 from liftlm.errors import ConfigError, QuestionTooLongError
 from liftlm.generating import Generated, OnText, generate
+from liftlm.likelihood import relevance
 from liftlm.models import Model
 from liftlm.prompts import question_wording
 from liftlm.windows import FilledWindow, fill_window
@@ -69,7 +70,7 @@ def answer_all(
     document = _document(adapter, document)
     settings = (config or (adapter.config if adapter else LiftConfig())).answering
     seed = (config or LiftConfig()).seed
-    text = WindowText(document.text, model.encode, settings)
+    text = _window_text(model, adapter, document, settings)
     prompts = [_fill(model, document, question, text, settings) for question in questions]
     answers: dict[int, Answer] = {}
     with use_adapter(model, adapter.id if adapter else None, strength=_strength(settings)):
@@ -101,7 +102,7 @@ class Conversation:
         self._model, self._adapter = model, adapter
         self._document = _document(adapter, document)
         self._config = config or (adapter.config if adapter else LiftConfig())
-        self._text = WindowText(self._document.text, model.encode, self._config.answering)
+        self._text = _window_text(model, adapter, self._document, self._config.answering)
         self._history: list[tuple[str, str]] = []
 
     @property
@@ -160,6 +161,18 @@ def _document(adapter: Adapter | None, document: Document | None) -> Document:
     if document is None and adapter is None:
         raise ConfigError("A question needs a document or an adapter to be about.", "Pass document=… or adapter=….")
     return document if document is not None else adapter.document  # type: ignore[union-attr]
+
+
+def _window_text(model: Model, adapter: Adapter | None, document: Document, settings: AnsweringConfig) -> WindowText:
+    if adapter is None:
+        return WindowText(document.text, model.encode, settings)
+    name = adapter.id
+
+    def rerank(question: str, texts: list[str]) -> list[float]:
+        with use_adapter(model, name):
+            return relevance(model, document.title, question, texts)
+
+    return WindowText(document.text, model.encode, settings, rerank)
 
 
 def _fill(

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from liftlm.config import AnsweringConfig
-from liftlm.retrieval import Retriever
+from liftlm.retrieval import Rerank, Retriever
 
 _MARK = "\n...\n"  # where text is left out
 
@@ -14,11 +14,17 @@ _MARK = "\n...\n"  # where text is left out
 class WindowText:
     """A document as a context policy shows it; what is computed of it is computed once, and only if it is needed.
 
-    encode: text → token ids, the model's.
+    encode: text → token ids, the model's. rerank: a better judge than BM25 of its best, for `retrieve`.
     """
 
-    def __init__(self, text: str, encode: Callable[[str], list[int]], settings: AnsweringConfig) -> None:
-        self._text, self._encode, self._settings = text, encode, settings
+    def __init__(
+        self,
+        text: str,
+        encode: Callable[[str], list[int]],
+        settings: AnsweringConfig,
+        rerank: Rerank | None = None,
+    ) -> None:
+        self._text, self._encode, self._settings, self._rerank = text, encode, settings, rerank
 
     def select(self, question: str, budget: int) -> list[int]:
         """At most `budget` token ids of the document, by the policy: none, truncate (`cut_out_middle`) or retrieve."""
@@ -26,7 +32,7 @@ class WindowText:
             return []
         if self._settings.context == "truncate":
             return cut_out_middle(self._tokens, budget, self._mark)
-        return self._retriever.select(question, budget, self._mark)
+        return self._retriever.select(question, budget, self._mark, self._rerank)
 
     @property
     def for_all(self) -> bool:

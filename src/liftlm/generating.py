@@ -82,7 +82,7 @@ def _plan(model: Model, prompts: Sequence[Prompt], batch_tokens: int) -> Iterato
 @torch.inference_mode()
 def _share_prefix(model: Model, prompts: Sequence[list[int]]) -> _Prefix | None:
     """Nothing for networks with sliding windows, which count the padding that then stands between prefix and question."""
-    if not _attends_fully(model):
+    if not attends_fully(model):
         return None
     from transformers import DynamicCache
 
@@ -96,7 +96,7 @@ def _share_prefix(model: Model, prompts: Sequence[list[int]]) -> _Prefix | None:
     return _Prefix(length, cache)
 
 
-def _attends_fully(model: Model) -> bool:
+def attends_fully(model: Model) -> bool:
     config: Any = model.network.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     if kinds:

@@ -25,6 +25,10 @@ class Piece:
 
     start: int
     end: int
+    core: tuple[int, int] = (0, 0)  # without neighbours
+
+
+Rerank = Callable[[str, list[str]], Sequence[float]]  # a question and texts → how relevant each is
 
 
 class Retriever:
@@ -52,11 +56,21 @@ class Retriever:
         scores = self._index.get_scores(terms)
         return [self.pieces[index] for index in sorted(range(len(self.pieces)), key=lambda index: -scores[index])]
 
-    def select(self, question: str, budget: int, mark: Sequence[int]) -> list[int]:
+    def reranked(self, question: str, rerank: Rerank | None) -> list[Piece]:
+        """BM25's order, in which the first `settings.rerank` pieces are put into the order that `rerank` finds."""
+        ranked = self.ranked(question)
+        count = min(self._settings.rerank, len(ranked))
+        if rerank is None or count < 2:
+            return ranked
+        scores = rerank(question, [self._text[slice(*piece.core)] for piece in ranked[:count]])
+        order = sorted(range(count), key=lambda index: -scores[index])
+        return [ranked[index] for index in order] + ranked[count:]
+
+    def select(self, question: str, budget: int, mark: Sequence[int], rerank: Rerank | None = None) -> list[int]:
         """Token ids, at most `budget`, of the `count` best pieces that fit, with `mark` where text is left out between them."""
         kept: list[Piece] = []
         tokens: list[int] = []
-        for piece in self.ranked(question):
+        for piece in self.reranked(question, rerank):
             if self._settings.count is not None and len(kept) >= self._settings.count:
                 break
             wider = self._join([*kept, piece], mark)
@@ -90,7 +104,7 @@ class Retriever:
         for sentence in _sentences(self._text, 0):
             cost = len(self._encode(self._text[sentence.start : sentence.end]))
             if pieces and used + cost <= self._settings.segment_tokens:
-                pieces[-1] = Piece(pieces[-1].start, sentence.end)
+                pieces[-1] = Piece(pieces[-1].start, sentence.end, (pieces[-1].start, sentence.end))
                 used += cost
             else:
                 pieces.append(sentence)
@@ -100,10 +114,10 @@ class Retriever:
 
 def _sentences(text: str, neighbours: int) -> list[Piece]:
     """Every sentence with so many before and after it; text without any is one piece."""
-    spans = [Piece(sentence.start, sentence.end) for sentence in split_into_sentences(text)] or [Piece(0, len(text))]
+    spans = [(sentence.start, sentence.end) for sentence in split_into_sentences(text)] or [(0, len(text))]
     last = len(spans) - 1
     return [
-        Piece(spans[max(0, index - neighbours)].start, spans[min(last, index + neighbours)].end)
+        Piece(spans[max(0, index - neighbours)][0], spans[min(last, index + neighbours)][1], spans[index])
         for index in range(len(spans))
     ]
 

@@ -1,0 +1,70 @@
+"""How likely the model, with whatever adapter is on, finds given texts: of answers, of choices, of a document's sentences.
+
+Knows token ids and prompts; nothing of documents or of adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from liftlm.generating import attends_fully
+from liftlm.models import Model
+from liftlm.prompts import encode_text, question_turn, render_prompt
+
+_ROWS = 16  # continuations at once
+_NOTHING_ASKED = "What does the text say?"
+
+
+@torch.inference_mode()
+def continuation_nlls(model: Model, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+    """Of each continuation of the prompt (token ids, none empty), the sum of -log p of its tokens in nats.
+
+    The prompt is computed once for all of them.
+    """
+    if len(continuations) == 1 or len(prompt) < 2 or not attends_fully(model):
+        return [_alone(model, prompt, continuation) for continuation in continuations]
+    from transformers import DynamicCache
+
+    network: Any = model.network
+    first = DynamicCache(config=network.config)
+    network.base_model(
+        input_ids=torch.tensor([prompt[:-1]], device=model.device), past_key_values=first, use_cache=True
+    )
+    sums: list[float] = []
+    for start in range(0, len(continuations), _ROWS):
+        part = continuations[start : start + _ROWS]
+        longest = max(map(len, part))
+        rows = [[prompt[-1], *tokens[:-1], *[0] * (longest - len(tokens))] for tokens in part]
+        cache = DynamicCache(config=network.config)
+        for index, layer in enumerate(first.layers):
+            cache.update(layer.keys.expand(len(part), -1, -1, -1), layer.values.expand(len(part), -1, -1, -1), index)
+        ids = torch.tensor(rows, device=model.device)
+        logits = network(input_ids=ids, past_key_values=cache, use_cache=True).logits.float()
+        for scores, tokens in zip(logits, part, strict=True):
+            wanted = torch.tensor(list(tokens), device=model.device)
+            sums.append(float(torch.nn.functional.cross_entropy(scores[: len(tokens)], wanted, reduction="sum")))
+    return sums
+
+
+def _alone(model: Model, prompt: Sequence[int], continuation: Sequence[int]) -> float:
+    tokens = torch.tensor([[*prompt, *continuation]], device=model.device)
+    labels = torch.tensor([[*[-100] * len(prompt), *continuation]], device=model.device)
+    return float(model.loss_sum(tokens, labels))
+
+
+def relevance(model: Model, title: str, question: str, texts: Sequence[str]) -> list[float]:
+    """How much more likely the question makes each text as its answer: log p(text | question) - log p(text | no question).
+
+    With the adapter of an absorbed document on this ranks the document's sentences by what was learnt of them: it was
+    trained to answer questions with the sentences that they are about. The second term takes away what makes a sentence
+    likely anyway (pointwise mutual information, as in Li et al. 2016, arXiv 1510.03055).
+    """
+    tokens = [encode_text(model.tokenizer, text) for text in texts]
+    asked, not_asked = (
+        continuation_nlls(model, render_prompt(model.tokenizer, [question_turn(model.tokenizer, title, words)]), tokens)
+        for words in (question, _NOTHING_ASKED)
+    )
+    return [without - given for given, without in zip(asked, not_asked, strict=True)]
