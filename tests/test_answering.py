@@ -88,9 +88,7 @@ def test_shared_text_is_computed_once_for_questions_of_like_length(tmp_path: Pat
 def test_retrieved_text_is_chosen_for_each_question(tiny_model: Any) -> None:
     text = "The bell hung in Corriden. A storm broke it in spring. Mara Quill cast another one from old coins."
     document = Document(title="Bell", text=text)
-    config = settings(
-        "answering.context=retrieve", "answering.retrieval.count=1", "answering.retrieval.neighbours=0"
-    )
+    config = settings("answering.context=retrieve", "answering.retrieval.count=1", "answering.retrieval.neighbours=0")
     first, second = answer_all(tiny_model, None, ["storm?", "Mara Quill?"], document=document, config=config)
     assert first.method == second.method == "rag" and first.context == "retrieve"
     assert first.context_tokens == len(tiny_model.encode("A storm broke it in spring."))

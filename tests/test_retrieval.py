@@ -54,12 +54,12 @@ def test_finds_the_sentence(question: str, index: int) -> None:
 
 
 def test_neighbours_come_along_and_overlaps_become_one_run() -> None:
-    assert shown("Jonas Vale?", count=1, neighbours=1) == [
-        TEXT[TEXT.index("Nobody") : TEXT.index("\n\nThe school")]
-    ]
+    assert shown("Jonas Vale?", count=1, neighbours=1) == [TEXT[TEXT.index("Nobody") : TEXT.index("\n\nThe school")]]
     runs = shown("fire bell", count=2, neighbours=0)
     assert runs == [SENTENCES[1], SENTENCES[6]], "in the document's order, parted by a mark"
-    assert shown("fire nobody rebuilt", count=2, neighbours=0) == [TEXT[TEXT.index("A fire") : TEXT.index(" The miller")]]
+    assert shown("fire nobody rebuilt", count=2, neighbours=0) == [
+        TEXT[TEXT.index("A fire") : TEXT.index(" The miller")]
+    ]
 
 
 def test_scores_are_those_of_bm25() -> None:
@@ -90,7 +90,9 @@ def test_as_many_as_fit() -> None:
     assert len("".join(shown("school", count=None, neighbours=0))) >= len(TEXT) - 20
     short = shown("open school bell iron", count=None, neighbours=0, budget=len(SENTENCES[6]) + len(SENTENCES[5]) + 1)
     assert short == [TEXT[TEXT.index("The school is") :]]
-    assert shown("Jonas bell", count=None, neighbours=0, budget=50) == [], "the best does not fit, and nothing worse is shown"
+    assert shown("Jonas bell", count=None, neighbours=0, budget=50) == [], (
+        "the best does not fit, and nothing worse is shown"
+    )
 
 
 def test_a_piece_that_does_not_fit_makes_room_for_the_next() -> None:

@@ -19,6 +19,7 @@ from liftlm.config import DEFAULT_MODEL, LiftConfig, load_config, to_yaml
 from liftlm.display import TrainingDisplay, console, minutes, note
 from liftlm.documents import Document, load_document
 from liftlm.errors import ConfigError, DocumentNotFoundError, LiftError
+from liftlm.evaluation_commands import evaluate, score
 from liftlm.library_commands import export, library_app
 from liftlm.process import as_text, first_process, report_error, run_process
 from liftlm.shelf import Entry, Shelf
@@ -38,6 +39,8 @@ app = typer.Typer(
 )
 app.add_typer(library_app, name="library")
 app.command()(export)
+app.command()(evaluate)
+app.command()(score)
 
 DocumentArgument = Annotated[
     str, typer.Argument(metavar="DOCUMENT", help="A file, - for standard input, or a library id.")

@@ -134,6 +134,12 @@ class WriterUnreachableError(LiftError):
     exit_code, http_status = 24, 502
 
 
+class JudgeUnreachableError(LiftError):
+    """The server that judges answers cannot be reached, refuses the key or the model, or stopped answering."""
+
+    exit_code, http_status = 25, 502
+
+
 # --- machine ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from liftlm.errors import QuestionTooLongError
 from liftlm.generating import Prompt
 from liftlm.models import Model
-from liftlm.prompts import Turn, Wording, answer_turn, render_prompt, worded_turn
+from liftlm.prompts import Turn, Wording, answer_turn, leading_tokens, render_prompt, worded_turn
 
 _CONTEXT_STEP = 64  # tokens
 
@@ -27,11 +27,13 @@ def fill_window(
     choose: Callable[[int], Sequence[int]],
     max_new_tokens: int,
     for_all: bool = True,
+    chat: bool = True,
 ) -> FilledWindow:
     """The prompt of a conversation; `answered` is one shorter than `asked`. The text stands in the first turn.
 
     choose: at most so many token ids → those of the document that are to be shown; for_all: whether other questions get
-    the same, which is then computed once. Raises QuestionTooLongError where even no text leaves no room for the answer.
+    the same, which is then computed once; chat: through the model's chat template, if it has one, else a single question's
+    words as they are. Raises QuestionTooLongError where even no text leaves no room for the answer.
     """
     tokenizer = model.tokenizer
 
@@ -41,6 +43,8 @@ def fill_window(
             turns.append(worded_turn(tokenizer, wording, context if position == 0 else ()))
             if position < len(answered):
                 turns.append(answer_turn(tokenizer, answered[position]))
+        if not chat:
+            return [*leading_tokens(tokenizer), *turns[0].tokens]
         return render_prompt(tokenizer, turns)
 
     bare = prompt(())

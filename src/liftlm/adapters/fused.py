@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 
-class FusedLinear(Linear):
+class FusedLinear(Linear):  # type: ignore[misc]  # PEFT has no types
     """PEFT's layer; saved, merged, scaled and switched by PEFT."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,0 +1,134 @@
+"""Needle in a haystack: sentences hidden in a long text, asked about in words that need not be theirs.
+
+Dataset: the user's own text (--data FILE, for example a book), cut to each length. Metric: `recalled`, 1 where every keyword
+of the needle is in the answer, and the share of keywords. Source: gkamradt/LLMTest_NeedleInAHaystack (the San Francisco needle
+and the insertion at the end of a sentence); the other needles are our own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from liftlm.documents import Document, load_document
+from liftlm.errors import BenchmarkDataError, ConfigError
+from liftlm.evaluation import metrics
+from liftlm.evaluation.benchmark import Benchmark, Item, Question, draw
+from liftlm.tasks.sentences import split_into_sentences
+
+_CHARACTERS = 4.2  # of English text in a token of common tokenizers; a length is this many characters
+_TITLE = "the text"
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A sentence, ways to ask for it, what an answer must hold, and sentences that look like it and say something else."""
+
+    name: str
+    sentence: str
+    questions: tuple[str, ...]
+    keywords: tuple[str, ...]
+    distractors: tuple[str, ...]
+
+
+def load_needles() -> list[Needle]:
+    """Those that come with the program."""
+    rows = json.loads((resources.files("liftlm.evaluation") / "needles.json").read_text(encoding="utf-8"))
+    return [
+        Needle(row["name"], row["sentence"], tuple(row["questions"]), tuple(row["keywords"]), tuple(row["distractors"]))
+        for row in rows
+    ]
+
+
+class Needles(Benchmark):
+    """lengths in tokens (about: 4.2 characters each), depths from 0 (beginning) to 1 (end).
+
+    together: all needles in one haystack, the first at the depth and the others elsewhere, each asked for. distractors:
+    look-alikes of the needle are hidden too.
+    """
+
+    name = "needle"
+    dataset = "needles of our own and the San Francisco one, in the text given with --data"
+    source = "github.com/gkamradt/LLMTest_NeedleInAHaystack"
+    metrics = ("recalled", "keyword_recall", "token_f1", "rouge_l")
+    max_new_tokens = 48
+
+    def __init__(
+        self,
+        lengths: Sequence[int] = (4000,),
+        depths: Sequence[float] = (0.1, 0.5, 0.9),
+        needles: Sequence[str] = (),
+        together: bool = False,
+        distractors: bool = False,
+    ) -> None:
+        known = {needle.name: needle for needle in load_needles()}
+        unknown = [name for name in needles if name not in known]
+        if unknown:
+            raise ConfigError(f"There is no needle '{unknown[0]}'.", f"Choose from {', '.join(known)}.")
+        if any(not 0 <= depth <= 1 for depth in depths) or any(length < 100 for length in lengths):
+            raise ConfigError("Depths go from 0 to 1, lengths from 100 tokens.", "Correct --depths or --lengths.")
+        self.lengths, self.depths = tuple(lengths), tuple(depths)
+        self.needles = [known[name] for name in needles or known]
+        self.together, self.distractors = together, distractors
+
+    def load(self, data: Path | None, *, limit: int | None = None, seed: int = 0) -> list[Item]:
+        if data is None:
+            raise BenchmarkDataError("The haystack is missing.", "Give a long text with --data FILE.")
+        text = load_document(str(data)).text
+        items = []
+        for length in self.lengths:
+            if len(text) < length * _CHARACTERS:
+                raise BenchmarkDataError(
+                    f"{data} has about {len(text) / _CHARACTERS:,.0f} tokens, fewer than {length:,}.",
+                    "Give a longer text.",
+                )
+            for depth in self.depths:
+                groups = [self.needles] if self.together else [[needle] for needle in self.needles]
+                items += [
+                    self._item(text[: round(length * _CHARACTERS)], length, depth, group, seed) for group in groups
+                ]
+        return draw(items, limit, seed)
+
+    def _item(self, text: str, length: int, depth: float, needles: Sequence[Needle], seed: int) -> Item:
+        chooser = random.Random(f"{seed}/{length}/{depth}/{needles[0].name}")
+        hidden = [(depth, needles[0].sentence)]
+        hidden += [(chooser.random(), needle.sentence) for needle in needles[1:]]
+        if self.distractors:
+            hidden += [(chooser.random(), look) for needle in needles for look in needle.distractors]
+        document = Document(title=_TITLE, text=hide(text, hidden), source=f"needle {length} {depth}")
+        return Item(document, tuple(self._questions(needles, length, depth)))
+
+    def _questions(self, needles: Sequence[Needle], length: int, depth: float) -> list[Question]:
+        return [
+            Question(
+                id=f"{needle.name}/{number}",
+                question=asked,
+                answers=(needle.sentence,),
+                evidence=(needle.sentence,),
+                kind=f"phrasing {number + 1}",
+                data={"length": length, "depth": depth, "needle": needle.name, "keywords": list(needle.keywords)},
+            )
+            for needle in needles
+            for number, asked in enumerate(needle.questions)
+        ]
+
+    def score(self, question: Question, answer: str) -> dict[str, float]:
+        share = metrics.keyword_recall(answer, question.data["keywords"])
+        return {"recalled": float(share == 1), "keyword_recall": share} | super().score(question, answer)
+
+
+def hide(text: str, sentences: Sequence[tuple[float, str]]) -> str:
+    """Each (depth, sentence) after the end of a sentence of the text nearest to that share of it, 0 at its very beginning."""
+    ends = [0, *(sentence.end for sentence in split_into_sentences(text))]
+    places: list[tuple[int, int, str]] = [
+        (min(ends, key=lambda end: abs(end - depth * len(text))), number, sentence)
+        for number, (depth, sentence) in enumerate(sentences)
+    ]
+    for place, _, sentence in sorted(places, reverse=True):
+        before, after = text[:place], text[place:]
+        text = f"{before}{' ' if before else ''}{sentence}{'' if after[:1].isspace() else ' '}{after}"
+    return text

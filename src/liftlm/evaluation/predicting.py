@@ -1,0 +1,311 @@
+"""Documents and questions → predictions.jsonl, by every method at the same window. Resumable row by row.
+
+A document is absorbed once for all its questions and methods, into the library, and its neighbour in the benchmark is
+absorbed as its control (`lift-other`). Knows nothing of metrics: what it writes is scored later, without a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from liftlm.absorbing import Adapter
+from liftlm.adapters import use_adapter
+from liftlm.config import AnsweringConfig, LiftConfig, RetrievalConfig
+from liftlm.context import WindowText
+from liftlm.demo import load_demo
+from liftlm.devices import peak_memory
+from liftlm.documents import Document
+from liftlm.errors import ConfigError, QuestionTooLongError
+from liftlm.evaluation.benchmark import Benchmark, Item, Question
+from liftlm.evaluation.interference import Interference, measure_interference
+from liftlm.evaluation.scoring import read_predictions, read_rows
+from liftlm.generating import generate
+from liftlm.library import Library
+from liftlm.likelihood import continuation_nlls, relevance
+from liftlm.models import Model
+from liftlm.prompts import encode_text
+from liftlm.storage import canonical_json, write_errors
+from liftlm.training import OnStep
+from liftlm.windows import FilledWindow, fill_window
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a method is: whose adapter is on, and which text stands in the window."""
+
+    adapter: Literal["none", "own", "other"]
+    text: Literal["none", "truncate", "full", "segments", "retrieve", "evidence"]
+
+
+METHODS: dict[str, Way] = {
+    "closed-book": Way("none", "none"),
+    "icl": Way("none", "truncate"),
+    "icl-full": Way("none", "full"),  # at the model's own limit, not at --window
+    "rag": Way("none", "segments"),  # BM25 over segments, as many as fit
+    "rag-sentences": Way("none", "retrieve"),  # as answering.retrieval says
+    "lift": Way("own", "none"),
+    "lift+icl": Way("own", "truncate"),
+    "lift+rag": Way("own", "segments"),
+    "lift+rag-sentences": Way("own", "retrieve"),  # the adapter ranks, too
+    "oracle": Way("none", "evidence"),
+    "lift+oracle": Way("own", "evidence"),  # for reading kept
+    "lift-other": Way("other", "none"),  # the control
+}
+_SEGMENTS = RetrievalConfig(unit="segment", count=None, rerank=0)
+
+
+class Predictor:
+    """Predicts what is missing in `folder`. on_row hears every new row, on_step every training step."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: LiftConfig,
+        benchmark: Benchmark,
+        folder: Path,
+        *,
+        on_row: Callable[[Row], None] = lambda row: None,
+        on_step: OnStep = lambda metrics: None,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._model, self._config, self._benchmark, self._folder = model, config, benchmark, folder
+        self._on_row, self._on_step = on_row, on_step
+        self._part, self._parts = part
+        self._library = Library()
+        self._before: Interference | None = None
+        self._contexts = {row["id"] for row in read_rows(folder, "contexts")[0]}
+        self._absorbed = {(row["document_id"], row["control"]) for row in read_rows(folder, "absorbs")[0]}
+
+    def predict(self, items: Sequence[Item], methods: Sequence[str]) -> None:
+        """This process's share of the documents (every `parts`-th). Raises ConfigError for unknown methods, and what
+        absorbing raises; a question that fails for itself becomes a row with an error, tried again next time."""
+        check_methods(methods)
+        done = {row["id"] for row in read_predictions(self._folder)[0] if not row["error"]}
+        for index in range(self._part, len(items), self._parts):
+            item = items[index]
+            for method in methods:
+                way = METHODS[method]
+                asked = [q for q in item.questions if q.evidence or way.text != "evidence"]
+                missing = [q for q in asked if self._row_id(item, q, method) not in done]
+                if missing:
+                    adapter = self._adapter(items, index, way)
+                    for row in self._answer(item, missing, method, adapter):
+                        self._append("predictions", row)
+                        self._on_row(row)
+
+    # --- absorbing ----------------------------------------------------------------------------------------------------
+
+    def _adapter(self, items: Sequence[Item], index: int, way: Way) -> Adapter | None:
+        if way.adapter == "none":
+            return None
+        document = items[index].document
+        absorbed = document if way.adapter == "own" else _other_document(items, index)
+        adapter, _ = self._library.absorb_once(absorbed, self._model, self._config, on_step=self._on_step)
+        if (document.id, way.adapter == "other") not in self._absorbed:
+            self._absorbed.add((document.id, way.adapter == "other"))
+            self._append("absorbs", self._absorb_row(document, adapter, way))
+        return adapter
+
+    def _absorb_row(self, document: Document, adapter: Adapter, way: Way) -> Row:
+        interference = None
+        if way.adapter == "own":
+            if self._before is None:
+                self._before = measure_interference(self._model, None, self._config)
+            after = measure_interference(self._model, adapter.id, self._config)
+            interference = {
+                "unrelated_nll_before": self._before.unrelated_nll,
+                "unrelated_nll_after": after.unrelated_nll,
+                "general_right_before": self._before.general_right,
+                "general_right_after": after.general_right,
+                "general_questions": after.general_questions,
+            }
+        report = adapter.report
+        return {
+            "document_id": document.id,
+            "title": document.title,
+            "adapter_id": adapter.id,
+            "absorbed_title": adapter.document.title,
+            "control": way.adapter == "other",
+            "tokens": adapter.document_tokens,
+            "tasks": adapter.tasks,
+            "seconds": report.seconds,
+            "tokens_per_second": report.tokens_per_second,
+            "peak_memory_bytes": report.peak_memory_bytes,
+            "epoch_losses": list(report.epoch_losses),
+            "interference": interference,
+        }
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    def _answer(self, item: Item, questions: Sequence[Question], method: str, adapter: Adapter | None) -> Iterator[Row]:
+        way = METHODS[method]
+        model = self._model if way.text != "full" else _at_full_window(self._model)
+        settings = self._config.answering.model_copy(update={"max_new_tokens": self._benchmark.max_new_tokens})
+        text = self._text(model, item.document, settings, way, adapter)
+        strength = 1.0 if way.text == "none" else settings.strength_with_text
+        filled: list[tuple[Question, FilledWindow, float]] = []
+        for question in questions:
+            started = time.monotonic()
+            try:
+                window = self._fill(model, item, question, way, text, settings)
+            except (QuestionTooLongError, _DoesNotFitError) as error:
+                yield self._row(item, question, method) | {"error": str(error)}
+                continue
+            filled.append((question, window, time.monotonic() - started))
+        with use_adapter(model, adapter.id if adapter else None, strength=strength):
+            for generated in generate(model, [window for _, window, _ in filled], settings, self._config.seed):
+                question, window, seconds = filled[generated.index]
+                row = self._row(item, question, method) | self._likelihoods(model, question, window)
+                yield row | {
+                    "answer": generated.text,
+                    "prompt_tokens": len(window.tokens),
+                    "context_tokens": len(window.context),
+                    "answer_tokens": generated.tokens,
+                    "seconds": generated.seconds + seconds,
+                    "peak_memory_bytes": peak_memory(model.device),
+                    "context_id": self._keep_context(model, window),
+                }
+
+    def _text(
+        self, model: Model, document: Document, settings: AnsweringConfig, way: Way, adapter: Adapter | None
+    ) -> WindowText:
+        if way.text == "segments":
+            settings = settings.model_copy(update={"context": "retrieve", "retrieval": _SEGMENTS})
+        else:
+            context = way.text if way.text in ("none", "retrieve") else "truncate"
+            settings = settings.model_copy(update={"context": context})
+
+        def rerank(question: str, texts: list[str]) -> list[float]:
+            with use_adapter(model, adapter.id if adapter else None):
+                return relevance(model, document.title, question, texts)
+
+        return WindowText(document.text, model.encode, settings, rerank if adapter else None)
+
+    def _fill(
+        self, model: Model, item: Item, question: Question, way: Way, text: WindowText, settings: AnsweringConfig
+    ) -> FilledWindow:
+        def choose(budget: int) -> Sequence[int]:
+            if way.text == "evidence":
+                return encode_text(model.tokenizer, "\n".join(question.evidence))[:budget]
+            chosen = text.select(question.question, budget)
+            if way.text == "full" and len(chosen) < len(model.encode(item.document.text)):
+                raise _DoesNotFitError(f"The document is longer than the model's limit of {model.window} tokens.")
+            return chosen
+
+        return fill_window(
+            model,
+            [self._benchmark.wording(item.document, question)],
+            [],
+            choose,
+            settings.max_new_tokens,
+            text.for_all and way.text != "evidence",
+            chat=self._benchmark.chat_template,
+        )
+
+    def _likelihoods(self, model: Model, question: Question, window: FilledWindow) -> Row:
+        """Of the first reference, and of every choice, as answers to this very prompt; cut at the window's end."""
+        room = model.window - len(window.tokens)
+        texts = [question.answers[0], *question.choices]
+        tokens = [encode_text(model.tokenizer, text.strip())[:room] or [model.tokenizer.eos_token_id] for text in texts]
+        sums = continuation_nlls(model, window.tokens, tokens)
+        return {
+            "answer_nll": sums[0] / len(tokens[0]),
+            "answer_nll_tokens": len(tokens[0]),
+            "choice_nlls": [[total, len(ids)] for total, ids in zip(sums[1:], tokens[1:], strict=True)],
+        }
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def _row_id(self, item: Item, question: Question, method: str) -> str:
+        answering = self._config.answering.model_dump(mode="json", exclude={"batch_tokens", "context"})
+        parts = {
+            "benchmark": self._benchmark.name,
+            "document": [item.document.id, item.document.title],
+            "question": dataclasses.asdict(question),
+            "method": method,
+            "answering": answering,
+            "recipe": None if METHODS[method].adapter == "none" else self._model.resolve(self._config).recipe(),
+            "model": self._model.fingerprint,
+            "window": self._model.window,
+        }
+        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:24]
+
+    def _row(self, item: Item, question: Question, method: str) -> Row:
+        given = dataclasses.asdict(question)
+        return {
+            "id": self._row_id(item, question, method),
+            "document_id": item.document.id,
+            "title": item.document.title,
+            "document_tokens": len(self._model.encode(item.document.text)),
+            "question_id": given.pop("id"),
+            **given,
+            "method": method,
+            "answer": "",
+            "answer_nll": None,
+            "answer_nll_tokens": 0,
+            "choice_nlls": [],
+            "prompt_tokens": 0,
+            "context_tokens": 0,
+            "answer_tokens": 0,
+            "seconds": 0.0,
+            "peak_memory_bytes": 0,
+            "context_id": None,
+            "error": None,
+        }
+
+    def _keep_context(self, model: Model, window: FilledWindow) -> str | None:
+        if not window.context:
+            return None
+        text = model.decode(list(window.context))
+        identity = hashlib.sha256(text.encode()).hexdigest()[:24]
+        if identity not in self._contexts:
+            self._contexts.add(identity)
+            self._append("contexts", {"id": identity, "text": text})
+        return identity
+
+    def _append(self, stem: str, row: Row) -> None:
+        path = self._folder / (f"{stem}.jsonl" if self._parts == 1 else f"{stem}-{self._part}.jsonl")
+        with write_errors(path), path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":  # a process was killed while it wrote
+                    file.write(b"\n")
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+class _DoesNotFitError(Exception):
+    """A document that is to be in the window whole, and is longer."""
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Raises ConfigError."""
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise ConfigError(
+            f"There is no method '{unknown[0]}'." if unknown else "No method was given.",
+            f"Choose from {', '.join(METHODS)}.",
+        )
+
+
+def _other_document(items: Sequence[Item], index: int) -> Document:
+    """The next document of the benchmark with another text; the demo's chronicle where there is none."""
+    own = items[index].document
+    for step in range(1, len(items)):
+        other = items[(index + step) % len(items)].document
+        if other.text != own.text:
+            return other
+    return load_demo()[0]
+
+
+def _at_full_window(model: Model) -> Model:
+    config: Any = model.network.config.get_text_config()
+    return dataclasses.replace(model, window=getattr(config, "max_position_embeddings", None) or model.window)

@@ -1,0 +1,162 @@
+"""`lift evaluate` and `lift score`: a benchmark by several methods → a folder with predictions, scores, plots and a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from liftlm.config import LiftConfig, load_config
+from liftlm.display import TrainingDisplay, console, note
+from liftlm.errors import ConfigError
+from liftlm.storage import write_errors, write_file
+
+if TYPE_CHECKING:
+    from liftlm.evaluation.benchmark import Benchmark
+    from liftlm.models import Model
+
+_METHODS = "closed-book,icl,rag,rag-sentences,lift,lift+icl,lift+rag-sentences,oracle,lift+oracle,lift-other"
+_RUN = "run.json"
+JudgeUrlOption = Annotated[
+    str | None, typer.Option("--judge-url", help="An OpenAI-compatible server that judges the answers.")
+]
+JudgeModelOption = Annotated[str | None, typer.Option("--judge-model", help="The model there.")]
+BertScoreOption = Annotated[bool, typer.Option("--bert-score", help="Also BERTScore (loads an encoder).")]
+
+
+def evaluate(
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="Its name; a wrong one lists them.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder of the evaluation; the same again resumes.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Its file or folder; default: from the hub.")] = None,
+    methods: Annotated[str, typer.Option("--methods", help="Comma-separated.")] = _METHODS,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many questions, drawn.")] = None,
+    lengths: Annotated[str, typer.Option("--lengths", help="needle: tokens, comma-separated.")] = "",
+    depths: Annotated[str, typer.Option("--depths", help="needle: 0 to 1, comma-separated.")] = "",
+    needles: Annotated[str, typer.Option("--needles", help="needle: names, comma-separated.")] = "",
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A model folder, hub id or built-in name.")] = None,
+    window: Annotated[int | None, typer.Option("--window", help="Tokens the model may see at once.")] = None,
+    judge_url: JudgeUrlOption = None,
+    judge_model: JudgeModelOption = None,
+    bert_score: BertScoreOption = False,
+    config: Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting; repeatable.")] = None,
+) -> None:
+    """Answer a benchmark's questions by several methods, score them, and write a report."""
+    from liftlm.evaluation.registry import make_benchmark
+
+    flags = {"model.name": model, "model.window": window}
+    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
+    resolved = load_config(config, [*(settings or []), *given])
+    options = {
+        "lengths": [_number(text, int) for text in _listed(lengths)],
+        "depths": [_number(text, float) for text in _listed(depths)],
+        "needles": _listed(needles),
+    }
+    chosen = make_benchmark(benchmark, **{name: value for name, value in options.items() if value})
+    if max_new_tokens is not None:
+        chosen.max_new_tokens = max_new_tokens  # type: ignore[misc]
+    _predict(chosen, resolved, out, data, list(dict.fromkeys(_listed(methods))), limit)
+    _score(chosen, out, judge_url, judge_model, bert_score)
+
+
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An evaluation's folder.")],
+    judge_url: JudgeUrlOption = None,
+    judge_model: JudgeModelOption = None,
+    bert_score: BertScoreOption = False,
+) -> None:
+    """Score an evaluation's predictions anew and write the report; needs no model."""
+    from liftlm.evaluation.registry import make_benchmark
+
+    try:
+        name = json.loads((folder / _RUN).read_text(encoding="utf-8"))["benchmark"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{folder} is no folder of an evaluation.", "`lift evaluate … --out FOLDER` makes one."
+        ) from None
+    _score(make_benchmark(name), folder, judge_url, judge_model, bert_score)
+
+
+def _predict(
+    benchmark: Benchmark, config: LiftConfig, out: Path, data: Path | None, methods: list[str], limit: int | None
+) -> None:
+    from liftlm.evaluation.predicting import Predictor, check_methods
+    from liftlm.evaluation.report import LiveScores
+    from liftlm.models import load_model
+
+    check_methods(methods)
+    items = benchmark.load(data, limit=limit, seed=config.seed)
+    questions = sum(len(item.questions) for item in items)
+    note(f"{benchmark.name}: {len(items)} documents, {questions} questions, {len(methods)} methods.")
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(config.model.name, config.model, notify=note)
+    part, parts = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if part == 0:
+        write_file(out / _RUN, json.dumps(_describe(benchmark, loaded, config, methods, limit), indent=1))
+    live = LiveScores(benchmark, questions)
+    with TrainingDisplay("Absorbing") as display:
+        seen = 0
+
+        def on_row(row: dict[str, Any]) -> None:
+            nonlocal seen
+            seen += 1
+            live.add(row)
+            if seen % max(10, questions) == 0:
+                console.print(live.table())
+
+        predictor = Predictor(loaded, config, benchmark, out, on_row=on_row, on_step=display, part=(part, parts))
+        predictor.predict(items, methods)
+
+
+def _describe(
+    benchmark: Benchmark, model: Model, config: LiftConfig, methods: list[str], limit: int | None
+) -> dict[str, Any]:
+    from liftlm.devices import describe_machine
+
+    machine = describe_machine(model.device, model.dtype)
+    return {
+        "benchmark": benchmark.name,
+        "methods": methods,
+        "config": model.resolve(config).model_dump(mode="json"),
+        "seed": config.seed,
+        "limit": limit,
+        "max_new_tokens": benchmark.max_new_tokens,
+        "machine": machine,
+        "versions": machine.get("versions", {}),
+        "command": shlex.join(["lift", *sys.argv[1:]]),
+        "dataset": benchmark.dataset,
+        "source": benchmark.source,
+        "metrics": list(benchmark.metrics),
+    }
+
+
+def _score(benchmark: Benchmark, folder: Path, url: str | None, judge_model: str | None, with_bert_score: bool) -> None:
+    from liftlm.evaluation.encoder_score import bert_score
+    from liftlm.evaluation.judge import Judge
+    from liftlm.evaluation.report import write_report
+    from liftlm.evaluation.scoring import score_folder
+
+    if (url is None) != (judge_model is None):
+        raise ConfigError("A judge needs --judge-url and --judge-model.", "Give both, or neither.")
+    judge = None if url is None or judge_model is None else Judge(base_url=url, model=judge_model)
+    score_folder(folder, benchmark, judge, bert_score if with_bert_score else None)
+    write_report(folder)
+    print(folder / "report.md")
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str, kind: type[int] | type[float]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"'{text}' is not a number.", "Write numbers with commas between them.") from None

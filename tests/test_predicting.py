@@ -1,0 +1,251 @@
+"""A whole evaluation on a tiny model: every method, resuming, failing rows, processes, and the commands around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import save_model
+from liftlm import load_config, load_model
+from liftlm.cli import app
+from liftlm.config import LiftConfig
+from liftlm.errors import BenchmarkDataError, ConfigError
+from liftlm.evaluation.interference import measure_interference
+from liftlm.evaluation.needles import Needles, hide
+from liftlm.evaluation.own_questions import OwnQuestions
+from liftlm.evaluation.predicting import METHODS, Predictor
+from liftlm.evaluation.registry import benchmark_classes, make_benchmark
+from liftlm.evaluation.scoring import score_folder
+from liftlm.models import Model
+
+QUICK = [
+    "tasks.per_sentence=1", "training.batch_tokens=512", "answering.retrieval.count=1", "answering.retrieval.neighbours=0",
+    "answering.retrieval.rerank=3", "segments.segment_tokens=64",
+]  # fmt: skip
+FIRST = "The ferryman Oswin Tarrel rang the bell. Mara Quill cast it from old coins. It hung for a hundred years. " * 3
+SECOND = "Nobody mended the bridge before autumn. The miller Jonas Vale paid for the stones. " * 4
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [
+        {"document": FIRST, "title": "Bell", "question": "Who cast the bell?", "answer": ["Mara Quill", "Quill"],
+         "evidence": "Mara Quill cast it from old coins."},
+        {"document": FIRST, "title": "Bell", "question": "How long did it hang?", "answer": "a hundred years",
+         "choices": ["a day", "a hundred years"]},
+        {"document": SECOND, "title": "Bridge", "question": "Who paid?", "answer": "Jonas Vale",
+         "evidence": ["The miller Jonas Vale paid for the stones."]},
+    ]  # fmt: skip
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    monkeypatch.setenv("LIFT_HOME", str(tmp_path / "home"))
+    return load_model(str(save_model(tmp_path / "m", window=512)))
+
+
+def config() -> LiftConfig:
+    return load_config(None, QUICK)
+
+
+def predict(model: Model, data: Path, folder: Path, methods: list[str], **options: Any) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    benchmark = OwnQuestions()
+    benchmark.max_new_tokens = 8  # type: ignore[misc]
+    Predictor(model, config(), benchmark, folder, on_row=rows.append, **options).predict(benchmark.load(data), methods)
+    return rows
+
+
+def test_every_method_is_predicted_once_and_scored(model: Model, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    rows = predict(model, data, folder, list(METHODS))
+    by_method = {name: [row for row in rows if row["method"] == name] for name in METHODS}
+    for name, way in METHODS.items():
+        assert len(by_method[name]) == (2 if way.text == "evidence" else 3), name
+        for row in by_method[name]:
+            assert row["error"] is None and row["answer_nll"] > 0 and row["prompt_tokens"] > 0
+            assert (row["context_tokens"] == 0) == (way.text == "none") == (row["context_id"] is None)
+    texts = {row["id"]: row["text"] for row in map(json.loads, (folder / "contexts.jsonl").open())}
+    shown = {name: [texts.get(row["context_id"]) for row in by_method[name]] for name in METHODS}
+    assert shown["oracle"] == ["Mara Quill cast it from old coins.", "The miller Jonas Vale paid for the stones."]
+    assert shown["icl-full"] == shown["icl"] == [FIRST, FIRST, SECOND]
+    assert "miller Jonas Vale paid" in str(shown["rag-sentences"][2])
+    choice = next(row for row in by_method["closed-book"] if row["choices"])
+    assert [tokens for _, tokens in choice["choice_nlls"]] == [len(model.encode(text)) for text in choice["choices"]]
+    # the likelihood is that of a plain forward pass over prompt and answer
+    prompt_of = {row["question"]: row for row in by_method["closed-book"]}
+    from liftlm.prompts import question_turn, render_prompt
+
+    for question, row in prompt_of.items():
+        prompt = render_prompt(model.tokenizer, [question_turn(model.tokenizer, row["title"], question)])
+        answer = model.encode(row["answers"][0])
+        with torch.no_grad():
+            logits = model.network(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        expected = -sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)) / len(answer)
+        assert row["answer_nll"] == pytest.approx(expected, rel=1e-4)
+    absorbed = list(map(json.loads, (folder / "absorbs.jsonl").open()))
+    assert [(row["title"], row["absorbed_title"], row["control"]) for row in absorbed] == [
+        ("Bell", "Bell", False), ("Bell", "Bridge", True), ("Bridge", "Bridge", False), ("Bridge", "Bell", True),
+    ]  # fmt: skip
+    assert all((row["interference"] is None) == row["control"] for row in absorbed)
+    scores = score_folder(folder, OwnQuestions()).methods
+    assert set(scores) == set(METHODS) and scores["lift"]["n"] == 3
+    # again: nothing is missing; a method more predicts only itself
+    assert predict(model, data, folder, list(METHODS)) == []
+
+
+def test_resumes_after_a_torn_line_and_tries_failed_rows_again(model: Model, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    first = predict(model, data, folder, ["closed-book"])
+    path = folder / "predictions.jsonl"
+    kept = path.read_text().splitlines()
+    failed = json.loads(kept[1]) | {"error": "it was too dark"}
+    path.write_text(kept[0] + "\n" + json.dumps(failed) + "\n" + kept[2][:40])  # killed while writing
+    again = predict(model, data, folder, ["closed-book"])
+    assert sorted(row["id"] for row in again) == sorted(row["id"] for row in first[1:])
+    assert predict(model, data, folder, ["closed-book"]) == []
+    assert score_folder(folder, OwnQuestions()).methods["closed-book"]["n"] == 3
+
+
+def test_documents_are_shared_over_processes(model: Model, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shares = [predict(model, data, folder, ["closed-book"], part=(part, 2)) for part in range(2)]
+    assert [len(share) for share in shares] == [2, 1]
+    assert {path.name for path in folder.glob("pred*")} == {"predictions-0.jsonl", "predictions-1.jsonl"}
+    assert score_folder(folder, OwnQuestions()).methods["closed-book"]["n"] == 3
+    assert predict(model, data, folder, ["closed-book"]) == []
+
+
+def test_a_question_that_does_not_fit_is_a_failed_row(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [
+        {"document": FIRST, "question": "who " * 600, "answer": "x"},
+        {"document": FIRST * 20, "question": "Who?", "answer": "x"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    long, whole = predict(model, path, tmp_path / "out", ["icl-full"])
+    assert "more than the window" in long["error"] and "longer than the model's limit of 512" in whole["error"]
+    assert predict(model, path, tmp_path / "out", ["closed-book"])[1]["error"] is None
+
+
+def test_interference_of_an_adapter_that_does_nothing_is_none(model: Model) -> None:
+    from liftlm.adapters import attach_adapter
+
+    before = measure_interference(model, None, config())
+    attach_adapter(model, "fresh", config().adapter, 0)
+    assert measure_interference(model, "fresh", config()) == before
+    assert before.general_questions == 20 and 0 <= before.general_right <= 20
+
+
+def test_the_command_from_predictions_to_report(
+    model: Model, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    sets = [part for setting in QUICK for part in ("--set", setting)]
+    command = [
+        "evaluate", "jsonl", "--data", str(data), "--out", str(out), "--methods", "closed-book,lift,lift-other,oracle",
+        "--max-new-tokens", "4", "--model", str(model.folder), "--window", "256", *sets,
+    ]  # fmt: skip
+    app(command, standalone_mode=False)
+    assert capsys.readouterr().out.strip() == str(out / "report.md")
+    scores = (out / "scores.json").read_bytes()
+    assert set(json.loads(scores)) == {"closed-book", "lift", "lift-other", "oracle"}
+    run = json.loads((out / "run.json").read_text())
+    assert run["benchmark"] == "jsonl" and run["config"]["model"]["window"] == 256 and run["machine"]
+    assert "Who cast the bell?" in (out / "report.html").read_text() and "lift-other" in (out / "report.md").read_text()
+    (out / "scores.json").unlink()
+    app(["score", str(out)], standalone_mode=False)
+    assert (out / "scores.json").read_bytes() == scores, "scoring can be redone, without a model"
+    for wrong, words in (
+        (["evaluate", "loogle-shortq", "--out", str(out)], "loogle-shortqa"),
+        (["evaluate", "jsonl", "--out", str(out), "--data", str(data), "--methods", "icl,magic"], "magic"),
+        (["evaluate", "jsonl", "--out", str(out), "--depths", "0.5"], "has no depths"),
+        (["score", str(tmp_path)], "no folder of an evaluation"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            app(wrong, standalone_mode=False)
+    with pytest.raises(BenchmarkDataError, match="no data of its own"):
+        app(["evaluate", "jsonl", "--out", str(out)], standalone_mode=False)
+
+
+# --- benchmarks of our own --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"question": "Who?", "answer": "x"}', "Line 1 .* has no document"),
+        ('{"document": "A b.", "answer": "x"}', "has no question"),
+        ('{"document": "A b.", "question": "Who?"}', "has no answer"),
+        ('{"document": "A b.", "question": "Who?", "answer": [1]}', "neither a text nor a list"),
+        ('{"document": "A b.", "question": "Who?", "answer": "x", "choices": ["y"]}', "choices without the answer"),
+        ("nonsense", "is not JSON"),
+    ],
+)
+def test_wrong_rows_of_own_questions(line: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(BenchmarkDataError, match=words):
+        OwnQuestions().load(path)
+
+
+def test_own_documents_may_be_files(tmp_path: Path) -> None:
+    (tmp_path / "bell.md").write_text("# The Bell\n\nMara Quill cast it.")
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"document": "bell.md", "question": "Who?", "answer": "Mara Quill"}\n')
+    (item,) = OwnQuestions().load(path)
+    assert item.document.title == "The Bell" and "Mara Quill" in item.document.text
+
+
+def test_needles_stand_at_their_depth_at_the_end_of_a_sentence(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(f"Sentence number {number} tells of nothing much." for number in range(400)))
+    benchmark = make_benchmark("needle", lengths=[1000], depths=[0, 0.5, 1], needles=["password"])
+    items = benchmark.load(book)
+    assert len(items) == 3
+    for item, depth in zip(items, (0, 0.5, 1), strict=True):
+        sentence = item.questions[0].evidence[0]
+        at = item.document.text.index(sentence)
+        assert abs(at / (len(item.document.text) - len(sentence)) - depth) < 0.02
+        before = item.document.text[:at].rstrip()
+        assert not before or before.endswith("much.") or depth == 1
+        assert [question.data["depth"] for question in item.questions] == [depth] * 2
+    question = items[0].questions[0]
+    assert benchmark.score(question, "It is Marigold Seventeen.")["recalled"] == 1
+    half = benchmark.score(question, "marigold")
+    assert half["recalled"] == 0 and half["keyword_recall"] == 0.5
+    together = Needles(lengths=[1000], depths=[0.5], together=True, distractors=True).load(book)
+    assert len(together) == 1 and len(together[0].questions) == 6
+    for text in ("Dolores Park", "enamel kettle", "marigold", "juniper forty", "Morrow Point"):
+        assert text in together[0].document.text
+    with pytest.raises(BenchmarkDataError, match="fewer than 90,000"):
+        Needles(lengths=[90000]).load(book)
+    with pytest.raises(ConfigError, match="no needle 'pin'"):
+        Needles(needles=["pin"])
+
+
+def test_hide_in_letters() -> None:
+    text = "One two three four. Five six seven eight. Nine ten eleven twelve."
+    assert hide(text, [(0.0, "X.")]) == f"X. {text}"
+    assert hide(text, [(1.0, "X.")]).strip() == f"{text} X."
+    assert hide(text, [(0.3, "X.")]) == "One two three four. X. Five six seven eight. Nine ten eleven twelve."
+    assert hide(text, [(0.3, "X."), (0.6, "Y.")]) == (
+        "One two three four. X. Five six seven eight. Y. Nine ten eleven twelve."
+    )
+
+
+def test_all_names_make_a_benchmark() -> None:
+    for name, kind in benchmark_classes().items():
+        benchmark = make_benchmark(name)
+        assert type(benchmark) is kind and benchmark.name == name
+        assert benchmark.dataset and benchmark.source and benchmark.metrics and benchmark.max_new_tokens > 0
+    with pytest.raises(ConfigError, match="no benchmark"):
+        make_benchmark("loogle")
