@@ -47,7 +47,7 @@ def main() -> None:
     arguments = _arguments()
     config = load_config(arguments.config, arguments.set)
     model = load_model(config.model.name, config.model)
-    document, rows = _load(arguments.data, arguments.questions, arguments.seed)
+    document, rows = load_questions(arguments.data, arguments.questions, arguments.seed)
     absorbed = document if arguments.other is None else load_document(arguments.other)
     unrelated = (
         model.encode(Path(arguments.unrelated).read_text(encoding="utf-8"))[:_UNRELATED] if arguments.unrelated else []
@@ -102,7 +102,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _load(name: str, most: int | None, seed: int) -> tuple[Document, list[dict[str, Any]]]:
+def load_questions(name: str, most: int | None, seed: int) -> tuple[Document, list[dict[str, Any]]]:
     if name == "demo":
         document, rows = load_demo()
         rows = [row | {"evidence": " ".join(_listed(row["evidence"]))} for row in rows]

@@ -234,7 +234,7 @@ def demo(
     every: Annotated[bool, typer.Option("--all", help="Ask all 36 questions, not only ten.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Also write every answer as JSON there.")] = None,
 ) -> None:
-    """Absorb an invented chronicle and compare four ways of answering questions about it."""
+    """Absorb an invented chronicle and compare six ways of answering questions about it."""
     from liftlm.demo import run_demo
     from liftlm.questions import check_out
 

@@ -5,6 +5,7 @@ Pure but for the tokenizer it is given: text in, token ids of the best pieces ou
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Retriever:
         if any(words):
             import bm25s
 
+            logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index it builds
             self._index = bm25s.BM25()
             self._index.index(words, show_progress=False)
 

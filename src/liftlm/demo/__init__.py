@@ -1,4 +1,4 @@
-"""The demonstration: an invented chronicle that no model can know, absorbed and asked about in four ways.
+"""The demonstration: an invented chronicle that no model can know, absorbed and asked about in six ways.
 
 The chronicle and its questions are original work made for this program.
 """
@@ -31,6 +31,8 @@ _ARMS = (
     ("in-context, truncated", False, "truncate"),
     ("LIFT alone", True, "none"),
     ("LIFT + in-context", True, "truncate"),
+    ("retrieval", False, "retrieve"),
+    ("LIFT + retrieval", True, "retrieve"),
 )
 
 
@@ -63,7 +65,7 @@ def is_right(answer: str, row: dict[str, Any]) -> bool:
 
 
 def run_demo(model: Model, config: LiftConfig, *, every: bool = False, out: Path | None = None) -> None:
-    """Absorbs the chronicle (or takes it from the library), asks in four ways, prints the answers side by side.
+    """Absorbs the chronicle (or takes it from the library), asks in six ways, prints the answers side by side.
 
     every: ask all 36 questions instead of the ten shown ones (the counts then cover all; the ten are printed).
 

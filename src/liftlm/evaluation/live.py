@@ -44,8 +44,9 @@ class LiveScores:
 
         shown = [name for name in self._metrics if any(name in values for values in self._values.values())]
         table = rich.table.Table(box=rich.box.SIMPLE)
-        for number, name in enumerate(["method", *map(label, shown), "n", "failed", "seconds a question"]):
-            table.add_column(Text(name), justify="right" if number else "left")
+        table.add_column(Text("method"), min_width=max((len(method) for method in self._values), default=0))
+        for name in [*map(label, shown), "n", "failed", "seconds a question"]:
+            table.add_column(Text(name), justify="right")
         for method in sorted(self._values, key=rank):
             values = self._values[method]
             means = {name: statistics.fmean(numbers) for name, numbers in values.items()}
