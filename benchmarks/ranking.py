@@ -18,7 +18,7 @@ from recipe import load_questions
 from liftlm import Library, load_config, load_model
 from liftlm.adapters import use_adapter
 from liftlm.config import RetrievalConfig
-from liftlm.likelihood import relevance
+from liftlm.likelihood import Ranker
 from liftlm.retrieval import Retriever
 
 _CUTS = (1, 2, 3, 5)
@@ -37,16 +37,22 @@ def main() -> None:
     adapter = Library().open(Library().find_id(arguments.entry), model)
     document, rows = load_questions(arguments.data, arguments.questions, 0)
     retriever = Retriever(document.text, model.encode, RetrievalConfig(neighbours=0))
+    rankers = {
+        "base model": (None, Ranker(model, document.title)),
+        "adapter": (adapter.id, Ranker(model, document.title)),
+    }
     ranks: dict[str, list[int | None]] = {"BM25": [], "base model": [], "adapter": []}
     for row in rows:
         best = retriever.ranked(row["question"])[: arguments.candidates]
         texts = [document.text[piece.start : piece.end] for piece in best]
         right = [" ".join(text.split()) in " ".join(row["evidence"].split()) for text in texts]
         ranks["BM25"].append(_rank(right, [-float(index) for index in range(len(texts))]))
-        for name, on in (("base model", None), ("adapter", adapter.id)):
+        for name, (on, ranker) in rankers.items():
             with use_adapter(model, on):
-                ranks[name].append(_rank(right, relevance(model, document.title, row["question"], texts)))
-    print(f"{document.title}: {len(rows)} questions, {arguments.candidates} candidates of {len(retriever.pieces)} sentences")
+                ranks[name].append(_rank(right, ranker.relevance(row["question"], texts)))
+    print(
+        f"{document.title}: {len(rows)} questions, {arguments.candidates} candidates of {len(retriever.pieces)} sentences"
+    )
     print(f"{'':<12}" + "".join(f"  first {cut}" for cut in _CUTS) + "     MRR")
     for name, found in ranks.items():
         shares = [sum(rank is not None and rank <= cut for rank in found) / len(found) for cut in _CUTS]

@@ -10,7 +10,7 @@ import torch
 from conftest import FAMILIES, save_model
 from liftlm import Document, LiftConfig, absorb, answer_all, load_config, load_model
 from liftlm.adapters import use_adapter
-from liftlm.likelihood import continuation_nlls, relevance
+from liftlm.likelihood import Ranker, continuation_nlls
 from liftlm.prompts import question_turn, render_prompt
 from liftlm.tasks import Task
 
@@ -57,7 +57,7 @@ def test_an_adapter_ranks_by_what_it_learnt(tiny_folder: Path) -> None:
     adapter = absorb(Document(title="Bell", text=text), model, config, tasks=tasks)
     with use_adapter(model, adapter.id):
         for index, question in enumerate(QUESTIONS):
-            scores = relevance(model, "Bell", question, SENTENCES)
+            scores = Ranker(model, "Bell").relevance(question, SENTENCES)
             assert max(range(4), key=scores.__getitem__) == index, (question, scores)
     asked = "Zyx?"  # BM25 knows nothing, and would show the beginning
     off = load_config(None, ["answering.retrieval.rerank=0"]).answering.retrieval
@@ -79,7 +79,9 @@ def test_an_adapter_ranks_by_what_it_learnt(tiny_folder: Path) -> None:
 def test_relevance_is_the_difference_of_two_likelihoods(tiny_model: object) -> None:
     model: object = tiny_model
     texts = ["A bell.", "The ferry was late again."]
-    got = relevance(model, "T", "Who?", texts)  # type: ignore[arg-type]
+    ranker = Ranker(model, "T")  # type: ignore[arg-type]
+    assert ranker.relevance("What?", texts[:1]) != ranker.relevance("Who?", texts[:1])
+    got = ranker.relevance("Who?", texts)
     for text, value in zip(texts, got, strict=True):
         parts = []
         for question in ("Who?", "What does the text say?"):

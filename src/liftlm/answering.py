@@ -16,7 +16,7 @@ from liftlm.context import WindowText
 from liftlm.documents import Document
 from liftlm.errors import ConfigError, QuestionTooLongError
 from liftlm.generating import Generated, OnText, generate
-from liftlm.likelihood import relevance
+from liftlm.likelihood import Ranker
 from liftlm.models import Model
 from liftlm.prompts import question_wording
 from liftlm.windows import FilledWindow, fill_window
@@ -166,11 +166,11 @@ def _document(adapter: Adapter | None, document: Document | None) -> Document:
 def _window_text(model: Model, adapter: Adapter | None, document: Document, settings: AnsweringConfig) -> WindowText:
     if adapter is None:
         return WindowText(document.text, model.encode, settings)
-    name = adapter.id
+    name, ranker = adapter.id, Ranker(model, document.title)
 
     def rerank(question: str, texts: list[str]) -> list[float]:
         with use_adapter(model, name):
-            return relevance(model, document.title, question, texts)
+            return ranker.relevance(question, texts)
 
     return WindowText(document.text, model.encode, settings, rerank)
 

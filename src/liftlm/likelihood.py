@@ -33,9 +33,11 @@ def continuation_nlls(model: Model, prompt: Sequence[int], continuations: Sequen
     network.base_model(
         input_ids=torch.tensor([prompt[:-1]], device=model.device), past_key_values=first, use_cache=True
     )
-    sums: list[float] = []
-    for start in range(0, len(continuations), _ROWS):
-        part = continuations[start : start + _ROWS]
+    sums = [0.0] * len(continuations)
+    by_length = sorted(range(len(continuations)), key=lambda index: len(continuations[index]))
+    for start in range(0, len(by_length), _ROWS):
+        chosen = by_length[start : start + _ROWS]
+        part = [continuations[index] for index in chosen]
         longest = max(map(len, part))
         rows = [[prompt[-1], *tokens[:-1], *[0] * (longest - len(tokens))] for tokens in part]
         cache = DynamicCache(config=network.config)
@@ -43,9 +45,9 @@ def continuation_nlls(model: Model, prompt: Sequence[int], continuations: Sequen
             cache.update(layer.keys.expand(len(part), -1, -1, -1), layer.values.expand(len(part), -1, -1, -1), index)
         ids = torch.tensor(rows, device=model.device)
         logits = network(input_ids=ids, past_key_values=cache, use_cache=True).logits.float()
-        for scores, tokens in zip(logits, part, strict=True):
+        for place, scores, tokens in zip(chosen, logits, part, strict=True):
             wanted = torch.tensor(list(tokens), device=model.device)
-            sums.append(float(torch.nn.functional.cross_entropy(scores[: len(tokens)], wanted, reduction="sum")))
+            sums[place] = float(torch.nn.functional.cross_entropy(scores[: len(tokens)], wanted, reduction="sum"))
     return sums
 
 
@@ -55,16 +57,26 @@ def _alone(model: Model, prompt: Sequence[int], continuation: Sequence[int]) -> 
     return float(model.loss_sum(tokens, labels))
 
 
-def relevance(model: Model, title: str, question: str, texts: Sequence[str]) -> list[float]:
-    """How much more likely the question makes each text as its answer: log p(text | question) - log p(text | no question).
+class Ranker:
+    """Ranks texts of one document for many questions; what does not depend on the question is computed once a text."""
 
-    With the adapter of an absorbed document on this ranks the document's sentences by what was learnt of them: it was
-    trained to answer questions with the sentences that they are about. The second term takes away what makes a sentence
-    likely anyway (pointwise mutual information, as in Li et al. 2016, arXiv 1510.03055).
-    """
-    tokens = [encode_text(model.tokenizer, text) for text in texts]
-    asked, not_asked = (
-        continuation_nlls(model, render_prompt(model.tokenizer, [question_turn(model.tokenizer, title, words)]), tokens)
-        for words in (question, _NOTHING_ASKED)
-    )
-    return [without - given for given, without in zip(asked, not_asked, strict=True)]
+    def __init__(self, model: Model, title: str) -> None:
+        self._model, self._title = model, title
+        self._not_asked: dict[str, float] = {}
+
+    def relevance(self, question: str, texts: Sequence[str]) -> list[float]:
+        """How much more likely the question makes each text as its answer: log p(text | question) - log p(text | no question).
+
+        With the adapter of an absorbed document on this ranks the document's sentences by what was learnt of them: it was
+        trained to answer questions with the sentences that they are about. The second term takes away what makes a sentence
+        likely anyway (pointwise mutual information, as in Li et al. 2016, arXiv 1510.03055).
+        """
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._not_asked]
+        self._not_asked |= dict(zip(fresh, self._nlls(_NOTHING_ASKED, fresh), strict=True))
+        asked = self._nlls(question, texts)
+        return [self._not_asked[text] - given for text, given in zip(texts, asked, strict=True)]
+
+    def _nlls(self, question: str, texts: Sequence[str]) -> list[float]:
+        tokenizer = self._model.tokenizer
+        prompt = render_prompt(tokenizer, [question_turn(tokenizer, self._title, question)])
+        return continuation_nlls(self._model, prompt, [encode_text(tokenizer, text) for text in texts])

@@ -28,7 +28,7 @@ from liftlm.evaluation.interference import Interference, measure_interference
 from liftlm.evaluation.scoring import read_predictions, read_rows
 from liftlm.generating import generate
 from liftlm.library import Library
-from liftlm.likelihood import continuation_nlls, relevance
+from liftlm.likelihood import Ranker, continuation_nlls
 from liftlm.models import Model
 from liftlm.prompts import encode_text
 from liftlm.storage import canonical_json, write_errors
@@ -184,9 +184,11 @@ class Predictor:
             context = way.text if way.text in ("none", "retrieve") else "truncate"
             settings = settings.model_copy(update={"context": context})
 
+        ranker = Ranker(model, document.title)
+
         def rerank(question: str, texts: list[str]) -> list[float]:
             with use_adapter(model, adapter.id if adapter else None):
-                return relevance(model, document.title, question, texts)
+                return ranker.relevance(question, texts)
 
         return WindowText(document.text, model.encode, settings, rerank if adapter else None)
 
