@@ -90,6 +90,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 DOCUMENT, ENTRY = ("DOCUMENT", True, None), ("ID", True, None)
 MODEL = {"--model": None, "--window": None, "--config": None, "--set": None}
+JUDGE = {"--judge-url": None, "--judge-model": None, "--bert-score": False}
 SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
     # command: arguments (name, required, default), options with defaults
     "absorb": ([DOCUMENT], {"--tasks": None, "--title": None, **MODEL}),
@@ -112,6 +113,22 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
     ),
     "demo": ([], {**MODEL, "--window": 2048, "--all": False, "--out": None}),
     "export": ([ENTRY], {"--to": "required", "--merged": False}),
+    "evaluate": (
+        [("BENCHMARK", True, None)],
+        {
+            **MODEL,
+            **JUDGE,
+            "--out": "required",
+            "--data": None,
+            "--methods": "closed-book,icl,rag,rag-sentences,lift,lift+icl,lift+rag-sentences,oracle,lift+oracle,lift-other",
+            "--limit": None,
+            "--lengths": "",
+            "--depths": "",
+            "--needles": "",
+            "--max-new-tokens": None,
+        },
+    ),
+    "score": ([("FOLDER", True, None)], JUDGE),
     "config": ([], {"--config": None, "--set": None}),
     "library list": ([], {}),
     "library show": ([ENTRY], {}),

@@ -39,7 +39,7 @@ class EvidenceFinder:
                 if lost:
                     placed.append((last, " ".join(lost)))
                 last, lost = span[0], []
-                placed.append((last, self.text[slice(*span)]))
+                placed.append((last, self.text[last : self._with_closing(span[1])]))
             if lost:
                 placed.append((last, " ".join(lost)))
         ordered = [text for _, text in sorted(placed, key=lambda pair: pair[0])]
@@ -66,10 +66,13 @@ class EvidenceFinder:
         index = letters.find(wanted)
         if len(wanted) < _FEWEST or index < 0:
             return None
-        end = positions[index + len(wanted) - 1] + 1
+        return positions[index], self._with_closing(positions[index + len(wanted) - 1] + 1)
+
+    def _with_closing(self, end: int) -> int:
+        """Past the marks that close a sentence, which a piece of evidence may lack."""
         while end < len(self.text) and self.text[end] in _CLOSING:
             end += 1
-        return positions[index], end
+        return end
 
 
 def _letters_of(text: str) -> tuple[str, list[int]]:

@@ -27,7 +27,7 @@ _OPTION = re.compile(r"\n\s*\(([A-J])\)\s*")
 _MARKED = re.compile(r"\(([A-J])\)")
 # "B", "B.", "(B) …", "B: …", "The correct answer is B", "Option B."; never the word "A" before another word
 _LEADING = re.compile(
-    r"\W*(?:(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice)(?:\s+is|:)?\s*)*[(\[]?([A-J])(?=[)\].:,;]|\s*$)",
+    r"\W*(?:(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice)(?:\s+is|:)?\s*)*[(\[]?([A-J])(?=[)\].:,;*]|\s*$)",
     re.IGNORECASE,
 )
 _QUALITY_LINE = 'A line is {"input": story, "instructions": ["question\\n (A) … (D) …"], "outputs": ["(B) …"]}.'
@@ -107,11 +107,14 @@ class LongHealth(MultipleChoice):
         for key, patient in patients.items():
             where = f"{key} of {path}"
             texts = patient.get("texts") if isinstance(patient, dict) else None
-            if not isinstance(texts, dict) or not texts or not isinstance(patient.get("questions"), list):
+            if not isinstance(texts, dict) or not isinstance(patient.get("questions"), list):
                 raise BenchmarkDataError(f"{where} has no texts or no questions.", _LONGHEALTH_FILE)
-            names = sorted(texts, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
+            held = [name for name, text in texts.items() if isinstance(text, str) and text.strip()]
+            names = sorted(held, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
+            if not names:
+                raise BenchmarkDataError(f"{where} has no text.", _LONGHEALTH_FILE)
             title = f"Medical file of {patient['name']}" if patient.get("name") else f"Medical file {key}"
-            document = Document(title, "\n\n".join(text_of(texts, name, where) for name in names), self.dataset)
+            document = Document(title, "\n\n".join(texts[name] for name in names), self.dataset)
             for index, row in enumerate(patient["questions"], 1):
                 yield document, self._question(row, texts, names, f"{where}, question {index}", f"{key}-{index}")
 
@@ -123,7 +126,7 @@ class LongHealth(MultipleChoice):
         keys = [f"answer_{letter}" for letter in _LETTERS.lower() if f"answer_{letter}" in row]
         choices = tuple(_plain(text_of(row, key, where)) for key in keys)
         right = _right(text_of(row, "correct", where), choices, where)
-        evidence = _spans(row.get("answer_location"), texts, names)
+        evidence = _spans(row.get("answer_location"), texts, names, where)
         return Question(identity, text_of(row, "question", where).strip(), (right,), evidence, choices=choices)
 
 
@@ -181,15 +184,21 @@ def _right(gold: str, choices: tuple[str, ...], where: str) -> str:
     return choices[found.pop()]
 
 
-def _spans(location: Any, texts: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
-    """What LongHealth marks in each text: starts and ends as shares of its length."""
+def _spans(location: Any, texts: Mapping[str, str], names: Sequence[str], where: str) -> tuple[str, ...]:
+    """What LongHealth marks in each text, by shares of its length: {"text_0": {"start": [0.1], "end": [0.2]}}."""
     spans = []
     for name in names:
         place = location.get(name) if isinstance(location, dict) else None
-        if isinstance(place, dict):
-            text = texts[name]
-            pairs = zip(place.get("start") or [], place.get("end") or [], strict=False)
-            spans += [text[int(start * len(text)) : int(end * len(text))].strip() for start, end in pairs]
+        starts, ends = (place.get(side) or [] for side in ("start", "end")) if isinstance(place, dict) else ([], [])
+        if not all(
+            isinstance(side, list) and all(isinstance(at, int | float) for at in side) for side in (starts, ends)
+        ):
+            raise BenchmarkDataError(f"{where}: answer_location of {name} is not lists of numbers.", "Mend the file.")
+        text = texts[name]
+        spans += [
+            text[int(start * len(text)) : int(end * len(text))].strip()
+            for start, end in zip(starts, ends, strict=False)
+        ]
     return tuple(dict.fromkeys(filter(None, spans)))
 
 

@@ -21,6 +21,7 @@ from liftlm.evaluation.benchmark import Benchmark, Item, Question, draw
 from liftlm.tasks.sentences import split_into_sentences
 
 _CHARACTERS = 4.2  # of English text in a token of common tokenizers; a length is this many characters
+_LONGEST_SENTENCE = 1000  # characters
 _TITLE = "the text"
 
 
@@ -47,8 +48,8 @@ def load_needles() -> list[Needle]:
 class Needles(Benchmark):
     """lengths in tokens (about: 4.2 characters each), depths from 0 (beginning) to 1 (end).
 
-    together: all needles in one haystack, the first at the depth and the others elsewhere, each asked for. distractors:
-    look-alikes of the needle are hidden too.
+    together: all needles in one haystack at different depths, each asked for; every needle comes to every depth of the grid
+    once where the grid has as many depths as there are needles. distractors: look-alikes of the needle are hidden too, anywhere.
     """
 
     name = "needle"
@@ -86,23 +87,33 @@ class Needles(Benchmark):
                     f"{data} has about {len(text) / _CHARACTERS:,.0f} tokens, fewer than {length:,}.",
                     "Give a longer text.",
                 )
-            for depth in self.depths:
+            cut = cut_at_a_sentence(text, round(length * _CHARACTERS))
+            for index in range(len(self.depths)):
                 groups = [self.needles] if self.together else [[needle] for needle in self.needles]
-                items += [
-                    self._item(text[: round(length * _CHARACTERS)], length, depth, group, seed) for group in groups
-                ]
+                items += [self._item(cut, length, self._placed(index, group), seed) for group in groups]
         return draw(items, limit, seed)
 
-    def _item(self, text: str, length: int, depth: float, needles: Sequence[Needle], seed: int) -> Item:
-        chooser = random.Random(f"{seed}/{length}/{depth}/{needles[0].name}")
-        hidden = [(depth, needles[0].sentence)]
-        hidden += [(chooser.random(), needle.sentence) for needle in needles[1:]]
-        if self.distractors:
-            hidden += [(chooser.random(), look) for needle in needles for look in needle.distractors]
-        document = Document(title=_TITLE, text=hide(text, hidden), source=f"needle {length} {depth}")
-        return Item(document, tuple(self._questions(needles, length, depth)))
+    def _placed(self, index: int, needles: Sequence[Needle]) -> list[tuple[float, Needle]]:
+        """The first at the grid's depth `index`, the others as far from it and each other as may be."""
+        depths, count = self.depths, len(needles)
+        if len(depths) >= count:
+            step = len(depths) // count
+            return [(depths[(index + step * n) % len(depths)], needle) for n, needle in enumerate(needles)]
+        return [
+            (round((depths[index] + n / count) % 1, 2) if n else depths[index], needle)
+            for n, needle in enumerate(needles)
+        ]
 
-    def _questions(self, needles: Sequence[Needle], length: int, depth: float) -> list[Question]:
+    def _item(self, text: str, length: int, placed: Sequence[tuple[float, Needle]], seed: int) -> Item:
+        depth, first = placed[0]
+        chooser = random.Random(f"{seed}/{length}/{depth}/{first.name}")
+        hidden = [(place, needle.sentence) for place, needle in placed]
+        if self.distractors:
+            hidden += [(chooser.random(), look) for _, needle in placed for look in needle.distractors]
+        document = Document(title=_TITLE, text=hide(text, hidden), source=f"needle {length} {depth}")
+        return Item(document, tuple(self._questions(placed, length)))
+
+    def _questions(self, placed: Sequence[tuple[float, Needle]], length: int) -> list[Question]:
         return [
             Question(
                 id=f"{needle.name}/{number}",
@@ -112,13 +123,21 @@ class Needles(Benchmark):
                 kind=f"phrasing {number + 1}",
                 data={"length": length, "depth": depth, "needle": needle.name, "keywords": list(needle.keywords)},
             )
-            for needle in needles
+            for depth, needle in placed
             for number, asked in enumerate(needle.questions)
         ]
 
     def score(self, question: Question, answer: str) -> dict[str, float]:
         share = metrics.keyword_recall(answer, question.data["keywords"])
         return {"recalled": float(share == 1), "keyword_recall": share} | super().score(question, answer)
+
+
+def cut_at_a_sentence(text: str, characters: int) -> str:
+    """The text's first `characters`, less the sentence that they break off."""
+    if len(text) <= characters:
+        return text
+    ends = [sentence.end for sentence in split_into_sentences(text[: characters + _LONGEST_SENTENCE])]
+    return text[: max((end for end in ends if end <= characters), default=characters)]
 
 
 def hide(text: str, sentences: Sequence[tuple[float, str]]) -> str:
