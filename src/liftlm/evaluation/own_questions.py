@@ -2,22 +2,21 @@
 
 document: the text itself, or the path of a file beside the JSONL (any format that `lift ask` reads). answer: one text or a
 list of accepted ones. Optional: title, id, kind, evidence (one sentence or several), choices (the first answer is one of
-them; the prompt lists them). Metrics: those of question answering, and accuracies where there are choices.
+them; the prompt does not list them). Metrics: those of question answering, and accuracies by likelihood where there are
+choices.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from liftlm.documents import Document, load_document
 from liftlm.errors import BenchmarkDataError, LiftError
 from liftlm.evaluation.benchmark import Benchmark, Item, Question, draw
 from liftlm.evaluation.evidence import EvidenceFinder
-from liftlm.evaluation.multiple_choice import choice_accuracy, choice_wording
 from liftlm.json_lines import read_json_lines
-from liftlm.prompts import Wording
 
 _LIKE_THIS = 'Write {"document": "text or path", "question": "…", "answer": "…"} a line.'
 _LONGEST_PATH = 300  # characters; anything longer, or of several lines, is text
@@ -30,7 +29,6 @@ class OwnQuestions(Benchmark):
     name = "jsonl"
     dataset = "given with --data"
     source = "the user's own"
-    metrics: ClassVar[tuple[str, ...]] = ("token_f1", "rouge_l", "accuracy_generated")
 
     def load(self, data: Path | None, *, limit: int | None = None, seed: int = 0) -> list[Item]:
         if data is None:
@@ -49,13 +47,6 @@ class OwnQuestions(Benchmark):
                 raise BenchmarkDataError(f"{where} has the id '{question.id}' for the second time.", "Make ids unique.")
             held.append(question)
         return draw([Item(documents[key], tuple(questions[key])) for key in documents], limit, seed)
-
-    def wording(self, document: Document, question: Question) -> Wording:
-        return choice_wording(document, question) if question.choices else super().wording(document, question)
-
-    def score(self, question: Question, answer: str) -> dict[str, float]:
-        chosen = {"accuracy_generated": choice_accuracy(question, answer)} if question.choices else {}
-        return super().score(question, answer) | chosen
 
 
 def _document(row: dict[str, Any], where: str, folder: Path) -> Document:
