@@ -469,6 +469,11 @@ def test_draw(sizes: list[int], limit: int, seed: int) -> None:
     assert not unfinished or max(counts) - min(unfinished) <= 1, "spread evenly"
 
 
+def test_few_questions_are_not_always_of_the_first_documents() -> None:
+    items = [Item(Document(f"d{n}", f"text {n}"), (Question("0", "?", ("a",)),)) for n in range(10)]
+    assert len({draw(items, 1, seed)[0].document.title for seed in range(20)}) > 3
+
+
 def test_limit_goes_through_load(tmp_path: Path) -> None:
     pairs = [PAIR | {"Q": f"Question {number}?"} for number in range(30)]
     path = write(tmp_path / "a.jsonl", loogle_row(pairs), loogle_row([PAIR], input="Another."))

@@ -115,6 +115,26 @@ def test_resumes_after_a_torn_line_and_tries_failed_rows_again(model: Model, dat
     assert score_folder(folder, OwnQuestions()).methods["closed-book"]["n"] == 3
 
 
+def test_answers_of_another_length_are_predicted_anew(model: Model, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    predict(model, data, folder, ["closed-book"])
+    benchmark = OwnQuestions()
+    benchmark.max_new_tokens = 2  # type: ignore[misc]
+    rows: list[dict[str, Any]] = []
+    Predictor(model, config(), benchmark, folder, on_row=rows.append).predict(benchmark.load(data), ["closed-book"])
+    assert [row["answer_tokens"] <= 2 for row in rows] == [True] * 3
+    assert score_folder(folder, OwnQuestions()).methods["closed-book"]["n"] == 3
+
+
+def test_without_the_extra_it_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liftlm.evaluation_commands.find_spec", lambda name: None if name == "matplotlib" else name)
+    for command in (["evaluate", "jsonl", "--out", str(tmp_path / "out")], ["score", str(tmp_path)]):
+        with pytest.raises(ConfigError, match="needs matplotlib, which") as caught:
+            app(command, standalone_mode=False)
+        assert "[eval]" in caught.value.next_step
+    assert not (tmp_path / "out").exists()
+
+
 def test_documents_are_shared_over_processes(model: Model, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     shares = [predict(model, data, folder, ["closed-book"], part=(part, 2)) for part in range(2)]

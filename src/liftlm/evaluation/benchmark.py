@@ -74,10 +74,13 @@ def draw(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
     chooser = random.Random(seed)
     queues = [chooser.sample(range(len(item.questions)), len(item.questions)) for item in items]
     taken: list[set[int]] = [set() for _ in items]
+    turns = chooser.sample(
+        range(len(items)), len(items)
+    )  # with fewer questions than documents not always the first ones
     while limit > 0 and any(queues):
-        for queue, kept in zip(queues, taken, strict=True):
-            if queue and limit > 0:
-                kept.add(queue.pop())
+        for index in turns:
+            if queues[index] and limit > 0:
+                taken[index].add(queues[index].pop())
                 limit -= 1
     return [
         Item(item.document, tuple(question for index, question in enumerate(item.questions) if index in kept))

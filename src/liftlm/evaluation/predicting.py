@@ -234,7 +234,7 @@ class Predictor:
             "document": [item.document.id, item.document.title],
             "question": dataclasses.asdict(question),
             "method": method,
-            "answering": answering,
+            "answering": answering | {"max_new_tokens": self._benchmark.max_new_tokens},
             "recipe": None if METHODS[method].adapter == "none" else self._model.resolve(self._config).recipe(),
             "model": self._model.fingerprint,
             "window": self._model.window,
