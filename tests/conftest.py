@@ -124,3 +124,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has a library of its own."""
     monkeypatch.setenv("LIFT_HOME", str(tmp_path / "lift-home"))
     return tmp_path / "lift-home"
+
+
+@pytest.fixture
+def quick_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of this machine, without a key, asked again at once."""
+    monkeypatch.setattr("liftlm.tasks.asking._FIRST_PAUSE", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")

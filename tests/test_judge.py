@@ -21,16 +21,9 @@ from liftlm.evaluation.judge import (
 )
 from liftlm.evaluation.scoring import score_folder
 from liftlm.evaluation.verdicts import read_verdict
-from liftlm.tasks import asking
 from test_scoring import Toy, row, write
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_FIRST_PAUSE", 0.01)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1,localhost")
+pytestmark = pytest.mark.usefixtures("quick_asking")
 
 
 def predictions(count: int) -> list[dict[str, Any]]:

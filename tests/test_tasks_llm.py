@@ -41,12 +41,7 @@ def document(count: int) -> str:
     return "\n\n".join(" ".join(lines[n : n + 4]) for n in range(0, count, 4))
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_FIRST_PAUSE", 0.01)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1,localhost")
+pytestmark = pytest.mark.usefixtures("quick_asking")
 
 
 def config(url: str | None, per_sentence: int = 2, **more: Any) -> TasksConfig:

