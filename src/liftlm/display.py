@@ -72,4 +72,4 @@ class TrainingDisplay:
             self._progress = Progress(*columns, console=console)
             self._progress.add_task(self._what, total=metrics.steps, facts="")
             self._progress.start()
-        self._progress.update(self._progress.task_ids[0], completed=metrics.step, facts=facts)
+        self._progress.update(self._progress.task_ids[0], completed=metrics.step, total=metrics.steps, facts=facts)
