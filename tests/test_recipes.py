@@ -19,7 +19,6 @@ from liftlm.models import Model
 from liftlm.training import StepMetrics
 from test_config import CONFIGS
 from test_tasks_llm import document as sentences
-from test_tasks_llm import quick as quick  # a fixture
 
 SENTENCES = 12
 DOCUMENT = Document(title="The mill", text=sentences(SENTENCES))
@@ -31,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("models") / "wide", window=4096, seed=1, width=160)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_asking")
 @pytest.mark.parametrize(
     ("name", "per_sentence", "epochs", "rate"), [("lift-v4", 10, 5, 5e-5), ("lift-v4-fast", 1, 1, 3e-4)]
 )

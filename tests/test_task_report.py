@@ -17,7 +17,8 @@ from liftlm.tasks.extractive import write_extractive_tasks
 from liftlm.tasks.sentences import split_into_sentences
 from test_cli import Result, lift
 from test_tasks_llm import document as sentences
-from test_tasks_llm import quick as quick  # a fixture for all tests here
+
+pytestmark = pytest.mark.usefixtures("quick_asking")
 
 
 @pytest.fixture

@@ -34,8 +34,9 @@ from liftlm.tasks.sentences import split_into_sentences
 from liftlm.training import StepMetrics
 from liftlm.writing import ArrivingTasks
 from test_tasks_llm import document as sentences
-from test_tasks_llm import quick as quick  # a fixture for all tests here
 from test_tasks_llm import writer_threads
+
+pytestmark = pytest.mark.usefixtures("quick_asking")
 
 TEXT = sentences(12)
 DOCUMENT = Document(title="The mill", text=TEXT)
