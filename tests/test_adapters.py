@@ -28,7 +28,9 @@ LORA = AdapterConfig(rank=4, alpha=8)
 SMALL = AdapterConfig(rank=2, alpha=2, target_modules=("q_proj", "down_proj"))
 FULL = AdapterConfig(kind="full")
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}  # of a Llama, but the head
-KINDS = pytest.mark.parametrize("config", [LORA, SMALL, FULL], ids=["lora", "lora-small", "full"])
+GATED = AdapterConfig(kind="gated-memory")
+DORA = AdapterConfig(rank=4, alpha=8, dora=True)
+KINDS = pytest.mark.parametrize("config", [LORA, SMALL, FULL, GATED], ids=["lora", "lora-small", "full", "gated"])
 
 
 def logits(model: Model, name: str | None = None) -> Tensor:
@@ -66,7 +68,9 @@ def trained(model: Model, name: str, config: AdapterConfig, seed: int = 0) -> Te
 def base_hash(model: Model) -> str:
     """Of every base weight, whatever PEFT has wrapped around it."""
     digest = hashlib.sha256()
-    named = {n.replace(".base_layer.", "."): p for n, p in model.network.named_parameters() if ".lora_" not in n}
+    marks = (".lora_", "lift_seam")
+    own = [(n, p) for n, p in model.network.named_parameters() if not any(mark in n for mark in marks)]
+    named = {n.replace(".base_layer.", "."): p for n, p in own}
     for name in sorted(named):
         digest.update(f"{name}{named[name].dtype}{tuple(named[name].shape)}".encode())
         digest.update(named[name].detach().contiguous().view(torch.uint8).numpy().tobytes())
@@ -94,7 +98,7 @@ def test_the_base_model_stays_the_same_bit_for_bit(tiny_model: Model, config: Ad
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("config", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("config", [LORA, FULL, GATED, DORA], ids=["lora", "full", "gated", "dora"])
 def test_every_family_switches_cleanly(family: str, config: AdapterConfig, tmp_path: Path) -> None:
     model = load_model(str(save_model(tmp_path / "m", family)))
     before, weights = current(model), base_hash(model)
@@ -104,7 +108,7 @@ def test_every_family_switches_cleanly(family: str, config: AdapterConfig, tmp_p
     assert base_hash(model) == weights
 
 
-@pytest.mark.parametrize("config", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("config", [LORA, FULL, GATED], ids=["lora", "full", "gated"])
 def test_sixteen_bit_models(config: AdapterConfig, tiny_folder: Path, tmp_path: Path) -> None:
     """Trained in float32, used in the model's own format, and the same after reloading."""
     model = load_model(str(tiny_folder), ModelConfig(dtype="bfloat16"))
@@ -119,7 +123,7 @@ def test_sixteen_bit_models(config: AdapterConfig, tiny_folder: Path, tmp_path: 
     assert torch.equal(current(model), before) and base_hash(model) == weights
     model.adapters["A1"].write(tmp_path, stored)
     (file,) = tmp_path.glob("*.safetensors")
-    assert {t.dtype for t in load_file(file).values()} == {torch.float32 if config is LORA else torch.bfloat16}
+    assert {t.dtype for t in load_file(file).values()} == {torch.bfloat16 if config is FULL else torch.float32}
     remove_adapter(model, "A1")
     load_adapter(model, "B2", tmp_path)
     assert torch.equal(logits(model, "B2"), first)
@@ -129,8 +133,8 @@ def test_sixteen_bit_models(config: AdapterConfig, tiny_folder: Path, tmp_path: 
 # --- several adapters -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", [LORA, SMALL, FULL], ids=["lora", "lora-small", "full"])
-@pytest.mark.parametrize("second", [LORA, SMALL, FULL], ids=["lora", "lora-small", "full"])
+@pytest.mark.parametrize("first", [LORA, SMALL, FULL, GATED], ids=["lora", "lora-small", "full", "gated"])
+@pytest.mark.parametrize("second", [LORA, SMALL, FULL, GATED], ids=["lora", "lora-small", "full", "gated"])
 def test_a_b_and_a_again(tiny_folder: Path, first: AdapterConfig, second: AdapterConfig) -> None:
     model = load_model(str(tiny_folder))
     base, weights = current(model), base_hash(model)
@@ -367,7 +371,7 @@ def test_target_modules_by_name_and_by_place(tiny_model: Model, targets: tuple[s
     assert len(attach_adapter(tiny_model, "A1", config, seed=0).parameters()) == 2 * count
 
 
-@pytest.mark.parametrize("config", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("config", [LORA, FULL, GATED], ids=["lora", "full", "gated"])
 @pytest.mark.parametrize("damage", ["other family", "other size", "a tensor less", "a tensor more"])
 def test_adapters_that_do_not_fit_the_model(
     tiny_folder: Path, config: AdapterConfig, damage: str, tmp_path: Path

@@ -92,9 +92,9 @@ def signal_at(step: int, *numbers: int) -> OnStep:
     return on_step
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", "full", "gated-memory", "prefix"])
 def test_crashes_change_nothing(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
-    settings = config(f"adapter.kind={kind}")
+    settings = config(f"adapter.kind={kind}", "adapter.prefix.tokens=8")
     whole, report = run(tiny_folder, tmp_path / "whole", settings)
     work, heard = tmp_path / "work", list[int]()
     assert report.steps > 8

@@ -75,7 +75,7 @@ def absorb(
                 f"'{document.title}' is a single token; there is nothing to learn.", "Give a longer document."
             )
         # 4. the weights that may change
-        attach_adapter(model, name, config.adapter, config.seed)
+        attach_adapter(model, name, config.adapter, config.seed, tokens)
         # 5. learn
         try:
             report = train(

@@ -11,41 +11,25 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    Strict,
     ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from liftlm.adapter_config import AdapterConfig
 from liftlm.errors import ConfigError
+from liftlm.setting_types import Branch as _Branch
+from liftlm.setting_types import Number as _Number
+from liftlm.setting_types import Whole as _Whole
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 ContextPolicy = Literal["none", "truncate", "retrieve"]
-
-
-def _not_a_switch(value: Any) -> Any:
-    """YAML's `yes` is not 1.0. Text is welcome: YAML reads 1e-4 as text."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("number", "input should be a number")
-    return value
-
-
-_Whole = Annotated[int, Strict()]
-_Number = Annotated[float, BeforeValidator(_not_a_switch)]
-
-
-class _Branch(BaseModel):
-    # defaults are checked too: a default of 64 for a float would be another recipe than the 64.0 that a file gives
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 class ModelConfig(_Branch):
@@ -144,19 +128,6 @@ class TasksConfig(_Branch):
     llm: LlmConfig = LlmConfig()
 
 
-class AdapterConfig(_Branch):
-    """What training may change."""
-
-    kind: Literal["lora", "full"] = "lora"
-    rank: _Whole = Field(default=32, ge=1)
-    alpha: _Number = Field(default=64.0, gt=0)  # LoRA scale = alpha / rank
-    dropout: _Number = Field(default=0.0, ge=0, lt=1)
-    # pissa: begins with the weights' principal directions; written as a plain LoRA of twice the rank
-    initialization: Literal["kaiming", "pissa"] = "kaiming"
-    # names as in PEFT, of linear layers; the head is never one
-    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
-
-
 class TrainingConfig(_Branch):
     """The plain loop. Betas, eps, clipping and weight decay are those of the authors' code."""
 
@@ -251,9 +222,7 @@ class LiftConfig(_Branch):
         training = self.training.model_dump(
             mode="json", exclude={"checkpoint_seconds", "gradient_checkpointing", "micro_batch_tokens"}
         )
-        adapter = self.adapter.model_dump(mode="json")
-        if self.adapter.kind == "full":
-            adapter = {"kind": "full"}  # rank and the like do nothing there
+        adapter = self.adapter.recipe()
         segments = self.segments.model_dump(mode="json")
         tasks = self.tasks.model_dump(mode="json", exclude={"llm": _ONLY_HOW})
         if self.tasks.writer != "llm":

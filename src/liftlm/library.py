@@ -132,6 +132,12 @@ def export(entry: Entry, target: Path, *, merged: bool = False) -> None:
         return
     model = load_model(entry.card["model"]["name"], ModelConfig(device="cpu", dtype="float32"))
     Library(entry.folder.parent.parent).open(entry.id, model)
+    if not model.adapters[entry.id].mergeable:
+        kind = entry.card["config"]["adapter"]["kind"]
+        raise ConfigError(
+            f"Entry {entry.id} is a {kind} adapter, which is no change of weights and cannot be merged into them.",
+            "Export it without --merged; liftlm reads it from there.",
+        )
     with use_adapter(model, entry.id), quiet_transformers(), new_folder(target, sealed=False) as draft:
         network = model.network if model.peft is None else model.peft.merge_and_unload(adapter_names=[entry.id])
         network.save_pretrained(draft)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from liftlm.adapters.full import base_parameters
 from liftlm.config import TrainingConfig
 from liftlm.devices import available_memory
 from liftlm.errors import NotEnoughMemoryError
@@ -33,14 +34,16 @@ def predict_memory(
         (len(example) for example in examples), default=0
     )  # none yet where tasks alone are trained on as they come
     tokens = max(longest, min(settings.micro_batch_tokens, settings.batch_tokens))
-    shapes = [p.shape for name, p in model.network.named_parameters() if p.dim() == 2 and ".lora_" not in name]
+    shapes = [p.shape for p in base_parameters(model.network).values() if p.dim() == 2]
     head = model.network.get_output_embeddings()
     vocabulary = head.weight.shape[0] if head is not None else 0
     through = sum(sum(shape) for shape in shapes if vocabulary not in shape)
     layers = int(getattr(model.network.config.get_text_config(), "num_hidden_layers", 1))
     hidden = int(getattr(model.network.config.get_text_config(), "hidden_size", 1024))
     width = model.dtype.itemsize
-    kept = through * width * 1.6
+    # of adapters at the attention, (heads, outputs, inputs) or (heads, tokens, size): each output or score, and its activation
+    beside = sum(p.shape[0] * p.shape[1] for p in parameters.values() if p.dim() == 3)
+    kept = through * width * 1.6 + beside * 8
     if settings.gradient_checkpointing:
         kept = layers * hidden * width + kept / layers
     return int(trainable * 12 + tokens * kept + 5 * (1 << 26))

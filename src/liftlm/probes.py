@@ -5,10 +5,14 @@ Knows transformers' networks only; `models` asks once and remembers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from liftlm.attention_calls import AttentionCall, listening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,3 +84,101 @@ def keeps_apart(network: PreTrainedModel) -> bool:
     expected = alone[0, 2:].float()
     apart = (packed[0, 5:].float() - expected).norm() / expected.norm()
     return bool(apart < torch.finfo(network.dtype).eps ** 0.5)
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """A softmax attention of a network, and where its queries are before they are rotated."""
+
+    path: str  # of the attention module
+    heads: int
+    head_size: int
+    value_size: int
+    rotates: bool | None  # whether queries depend on positions after that place; None where the place is not found
+    source: str = ""  # the module below it that gives the queries out; "" where none does
+    token_axis: int = 1  # of what that module gives
+    columns: tuple[int, ...] | None = (
+        None  # which of its numbers a token are the queries, head by head; None = all, in order
+    )
+
+    def read(self, output: Tensor) -> Tensor:
+        """(batch, tokens, heads, head size) the queries in what the module `source` gave."""
+        flat = output.movedim(self.token_axis, 1).flatten(2)
+        if self.columns is not None:
+            flat = flat[..., torch.tensor(self.columns, device=flat.device)]
+        return flat.reshape(*flat.shape[:2], self.heads, self.head_size)
+
+
+_TOKENS = 5  # of the texts that attention is looked at with
+_TEXTS = 8
+
+
+@torch.no_grad()
+def attention_sites(network: PreTrainedModel) -> list[AttentionSite]:
+    """All attentions that go through transformers' interface, in order; none where there are none.
+
+    The queries before rotary embedding are found by what rotary embedding is: at position 0 it changes nothing. So of the modules
+    inside an attention module that one gives the queries out whose numbers at the first token are, over several texts,
+    those of the queries that attention is computed with; that also tells where they are among keys and values.
+    """
+    calls: dict[torch.nn.Module, AttentionCall] = {}
+    _look(network, lambda call: calls.setdefault(call.module, call))
+    outputs: dict[torch.nn.Module, Tensor] = {}
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs[module] = output
+
+    inside = {part for module in calls for part in module.modules() if part is not module}
+    hooks = [part.register_forward_hook(keep) for part in inside]
+    try:
+        _look(network, lambda call: calls.__setitem__(call.module, call))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    paths = {module: path for path, module in network.named_modules()}
+    return [_site(paths[module], call, outputs) for module, call in calls.items()]
+
+
+def _look(network: PreTrainedModel, listener: Callable[[AttentionCall], Any]) -> None:
+    embedding: Any = network.get_input_embeddings()
+    vocabulary = embedding.weight.shape[0]
+    draw = torch.Generator().manual_seed(0)
+    probe = torch.randint(vocabulary, (_TEXTS, _TOKENS), generator=draw).to(embedding.weight.device)
+    training = network.training
+    network.eval()
+    try:
+        with listening(network, listener):
+            network.base_model(input_ids=probe, use_cache=False)
+    except (TypeError, AttributeError, RuntimeError, ValueError, IndexError, KeyError):
+        return
+    finally:
+        network.train(training)
+
+
+def _site(path: str, call: AttentionCall, outputs: dict[torch.nn.Module, Tensor]) -> AttentionSite:
+    heads, size = call.query.shape[1], call.query.shape[3]
+    site = AttentionSite(path, heads, size, call.value.shape[3], None)
+    for name, part in reversed([*call.module.named_modules()]):  # a layer before the wrapper that PEFT puts around it
+        output = outputs.get(part)
+        if output is None or not name:
+            continue
+        for axis in range(1, output.dim()):
+            if output.shape[axis] != _TOKENS or output.shape[0] != _TEXTS:
+                continue
+            columns = _columns(call.query[:, :, 0].flatten(1).float(), output.movedim(axis, 1)[:, 0].flatten(1).float())
+            if columns is not None:
+                plain = columns == tuple(range(output[0].numel() // _TOKENS))
+                found = replace(site, source=name, token_axis=axis, columns=None if plain else columns)
+                before = found.read(output).transpose(1, 2).float()
+                turned = (before - call.query.float()).norm() > 0.1 * before.norm()
+                return replace(found, rotates=bool(turned))
+    return site
+
+
+def _columns(queries: Tensor, numbers: Tensor) -> tuple[int, ...] | None:
+    """For each query number its place among `numbers` (both (texts, …)), by what both are over the texts, up to a scale."""
+    wanted = queries / queries.norm(dim=0, keepdim=True).clamp_min(1e-20)
+    given = numbers / numbers.norm(dim=0, keepdim=True).clamp_min(1e-20)
+    likeness, places = (wanted.T @ given).max(1)
+    return tuple(places.tolist()) if bool((likeness > 0.999).all()) else None

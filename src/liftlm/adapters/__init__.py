@@ -7,7 +7,7 @@ that adapters never leak into each other or into the bare model. Knows nothing o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,14 +15,19 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from liftlm.adapters.full import FullAdapter
+from liftlm.adapters.gated_memory import GatedMemoryAdapter
 from liftlm.adapters.lora import LoraAdapter
+from liftlm.adapters.prefix import PrefixAdapter
+from liftlm.adapters.seam import CARD, read_card
 from liftlm.config import AdapterConfig
-from liftlm.errors import EntryNotFoundError
+from liftlm.errors import ConfigError, EntryNotFoundError
 from liftlm.models import Model
 
 
 class AttachedAdapter(Protocol):
     """One adapter on one network."""
+
+    mergeable: bool  # whether the network can take it into its own weights
 
     def parameters(self) -> dict[str, Parameter]:
         """What an optimiser may change, by name."""
@@ -50,14 +55,31 @@ _ACTIVE = (
 )
 
 
-def attach_adapter(model: Model, name: str, config: AdapterConfig, seed: int) -> AttachedAdapter:
-    """Adds a fresh adapter that changes nothing yet (off). Raises ConfigError where the target modules do not exist."""
+def attach_adapter(
+    model: Model, name: str, config: AdapterConfig, seed: int, tokens: Sequence[int] = ()
+) -> AttachedAdapter:
+    """Adds a fresh adapter (off) that changes nothing yet, but for a prefix and Gated Memory's other start.
+
+    tokens: the document's, which a prefix begins with. Raises ConfigError where the settings do not fit the model.
+    """
     if name in model.adapters:
         remove_adapter(model, name)
     with use_adapter(model, None):  # it starts from the bare weights and is off, whatever is on at the moment
-        fresh = LoraAdapter(model, name, config, seed) if config.kind == "lora" else FullAdapter(model)
+        fresh = _fresh(model, name, config, seed, tokens)
     model.adapters[name] = fresh
     return fresh
+
+
+def _fresh(model: Model, name: str, config: AdapterConfig, seed: int, tokens: Sequence[int]) -> AttachedAdapter:
+    match config.kind:
+        case "lora":
+            return LoraAdapter(model, name, config, seed)
+        case "full":
+            return FullAdapter(model)
+        case "gated-memory":
+            return GatedMemoryAdapter.attach(model, name, config, seed)
+        case "prefix":
+            return PrefixAdapter.attach(model, name, config, tokens)
 
 
 def load_adapter(model: Model, name: str, folder: Path) -> AttachedAdapter:
@@ -66,12 +88,23 @@ def load_adapter(model: Model, name: str, folder: Path) -> AttachedAdapter:
     Raises ConfigError where it does not fit the model.
     """
     if name not in model.adapters:
-        is_lora = (folder / "adapter_config.json").is_file()
         with use_adapter(model, None):
-            stored = LoraAdapter.read(model, name, folder) if is_lora else FullAdapter.read(model, folder)
-        model.adapters[name] = stored
+            model.adapters[name] = _stored(model, name, folder)
     attached: AttachedAdapter = model.adapters[name]
     return attached
+
+
+def _stored(model: Model, name: str, folder: Path) -> AttachedAdapter:
+    if (folder / "adapter_config.json").is_file():
+        return LoraAdapter.read(model, name, folder)
+    if not (folder / CARD).is_file():
+        return FullAdapter.read(model, folder)
+    kind = read_card(folder)["kind"]
+    if kind == "prefix":
+        return PrefixAdapter.read(model, name, folder)
+    if kind == "gated-memory":
+        return GatedMemoryAdapter.read(model, name, folder)
+    raise ConfigError(f"{folder} holds an adapter of the unknown kind '{kind}'.", "Use the version that wrote it.")
 
 
 @contextlib.contextmanager

@@ -13,15 +13,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
 
+from liftlm.attention_calls import SEAM
 from liftlm.errors import ConfigError
 from liftlm.models import Model
 
 _FILE = "model.safetensors"
 
 
+def base_parameters(network: torch.nn.Module) -> dict[str, Parameter]:
+    """The network's own parameters, tied ones once, without those of adapters, named as without PEFT's wrapping."""
+    named = network.named_parameters()
+    return {name.replace(".base_layer.", "."): p for name, p in named if ".lora_" not in name and SEAM not in name}
+
+
 class FullAdapter:
     """A full set of weights for the network of `model`."""
 
+    mergeable = True
     _whole: dict[str, Tensor] | None = None  # the adapter's weights while a mixture of them and the base's is on
 
     def __init__(self, model: Model) -> None:
@@ -38,9 +46,7 @@ class FullAdapter:
         return adapter
 
     def _base(self) -> dict[str, Parameter]:
-        """The network's own parameters, tied ones once, without those of any LoRA, named as without PEFT's wrapping."""
-        network: torch.nn.Module = self._model.network
-        return {name.replace(".base_layer.", "."): p for name, p in network.named_parameters() if ".lora_" not in name}
+        return base_parameters(self._model.network)
 
     def parameters(self) -> dict[str, Parameter]:
         return self._base()

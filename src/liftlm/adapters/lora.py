@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,20 +16,33 @@ from torch.nn import Parameter
 from transformers.pytorch_utils import Conv1D
 
 from liftlm.adapters.fused import fuse_linear
+from liftlm.adapters.seam import chosen_layers
+from liftlm.adapters.starts import TAKEN_FROM_WEIGHTS, begin_with_part_of_weights
 from liftlm.config import AdapterConfig
 from liftlm.errors import ConfigError
 from liftlm.models import Model
+
+_OF_PEFT = ("gaussian", "orthogonal")  # names that PEFT's init_lora_weights takes and that leave the base weights alone
+_LENGTHS = ".lora_magnitude_vector."
 
 
 class LoraAdapter:
     """One LoRA on the network of `model`, under `name`. Its weights are float32 whatever the base model's are."""
 
+    mergeable = True
+
     def __init__(self, model: Model, name: str, config: AdapterConfig, seed: int) -> None:
-        targets = config.target_modules
+        targets: str | Sequence[str] = config.target_modules
         if targets != "all-linear":
-            _check_targets(model, targets)
-        twice = 2 if config.initialization == "pissa" else 1
-        alpha = config.alpha * twice
+            _check_targets(model, config.target_modules)
+        where: dict[str, Any] = {}
+        if config.layers is not None:
+            if targets == "all-linear":  # PEFT wants names where it is to take some layers only
+                targets = sorted({name.rpartition(".")[2] for name in _linear_layers(model)})
+            where = _some_layers(model, config.layers)
+        twice = 2 if config.initialization in TAKEN_FROM_WEIGHTS else 1
+        # the same scale for twice the rank
+        alpha = config.alpha * (math.sqrt(twice) if config.rslora else twice)
         self._attach(
             model,
             name,
@@ -41,40 +54,15 @@ class LoraAdapter:
                 lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]
                 lora_dropout=config.dropout,
                 target_modules=targets if isinstance(targets, str) else list(targets),
+                use_dora=config.dora,
+                use_rslora=config.rslora,
+                init_lora_weights=config.initialization if config.initialization in _OF_PEFT else True,
+                **where,
             ),
             seed,
         )
-        if config.initialization == "pissa":
-            self._begin_with_principal_directions(config.rank, config.alpha / config.rank, seed)
-
-    @torch.no_grad()
-    def _begin_with_principal_directions(self, rank: int, scale: float, seed: int) -> None:
-        """PiSSA (arXiv 2404.02948): A and B start as the principal part of a weight, scale * B A, taken from the weight.
-
-        Here the weight stays as it is, for other adapters use it too: a second, frozen half of the LoRA subtracts that
-        part instead. To the function and its gradients that is the same, and what is stored loads in every program.
-        """
-        network: Any = self._model.network
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in network.modules():
-                downs = getattr(module, "lora_A", None)
-                if not isinstance(downs, torch.nn.ModuleDict) or self._name not in downs:
-                    continue
-                down, up = module.lora_A[self._name].weight, module.lora_B[self._name].weight
-                weight = module.base_layer.weight.float()
-                weight = weight.T if isinstance(module.base_layer, Conv1D) else weight
-                left, values, right = torch.svd_lowrank(weight, q=min(rank + 8, *weight.shape), niter=4)
-                kept = min(rank, len(values))
-                root = (values[:kept] / scale).sqrt()
-                a, b = weight.new_zeros(rank, weight.shape[1]), weight.new_zeros(weight.shape[0], rank)
-                a[:kept], b[:, :kept] = (root * right[:, :kept]).T, root * left[:, :kept]
-                down.copy_(torch.cat([a, a]))
-                up.copy_(torch.cat([b, -b], 1))
-                for parameter, dim in ((down, 0), (up, 1)):
-                    parameter.requires_grad_(True)  # off on an adapter that is off, and hooks need it
-                    parameter.register_hook(functools.partial(_first_half, dim=dim))
-                    parameter.requires_grad_(False)
+        if config.initialization in TAKEN_FROM_WEIGHTS:
+            begin_with_part_of_weights(model.network, name, config.initialization, config.rank, seed)
 
     @classmethod
     def read(cls, model: Model, name: str, folder: Path) -> LoraAdapter:
@@ -105,10 +93,13 @@ class LoraAdapter:
                 "Change adapter.target_modules ('all-linear' fits every model).",
             ) from error
         self._config = config
+        # DoRA's lengths of the weights' columns as they are without any change
+        self._lengths = {name: p.detach().clone() for name, p in self.parameters().items() if _LENGTHS in name}
+        self._whole: dict[str, Tensor] = {}  # the learnt lengths while others between them and those are on
         self.switch_off()
 
     def parameters(self) -> dict[str, Parameter]:
-        marks = (f".lora_A.{self._name}.", f".lora_B.{self._name}.")
+        marks = (f".lora_A.{self._name}.", f".lora_B.{self._name}.", f"{_LENGTHS}{self._name}.")
         network: torch.nn.Module = self._model.network
         return {name: p for name, p in network.named_parameters() if any(mark in name for mark in marks)}
 
@@ -144,6 +135,12 @@ class LoraAdapter:
             scaling = getattr(module, "scaling", None)  # attention modules have a number of that name
             if isinstance(scaling, dict) and self._name in scaling:
                 module.set_scale(self._name, strength)
+        own = self.parameters() if self._lengths else {}
+        for name, learnt in self._whole.items():
+            own[name].data = learnt
+        self._whole = {name: own[name].data for name in self._lengths} if strength != 1 else {}
+        for name, learnt in self._whole.items():
+            own[name].data = torch.lerp(self._lengths[name], learnt, strength)
 
     def write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         self._config.inference_mode = True
@@ -161,17 +158,11 @@ class LoraAdapter:
         self.switch_off()
 
 
-def _first_half(gradient: Tensor, dim: int) -> Tensor:
-    """The gradient without that of the second half along `dim`."""
-    learnt, frozen = gradient.chunk(2, dim)
-    return torch.cat([learnt, torch.zeros_like(frozen)], dim)
-
-
-def _check_targets(model: Model, targets: Sequence[str]) -> None:
-    """PEFT passes over names it does not find, and would change the head, which the loss reads without any LoRA."""
+def _linear_layers(model: Model) -> list[str]:
+    """The names of those that may change."""
     network: torch.nn.Module = model.network
     head = model.network.get_output_embeddings()
-    linear = [
+    return [
         name
         for name, module in network.named_modules()
         # on a network that holds a LoRA, a layer is a wrapper around the base layer and the LoRA's own small ones
@@ -180,6 +171,22 @@ def _check_targets(model: Model, targets: Sequence[str]) -> None:
         and not name.endswith(".base_layer")
         and ".lora_" not in name
     ]
+
+
+def _some_layers(model: Model, layers: Sequence[int]) -> dict[str, Any]:
+    """What PEFT is told to change some layers only: their numbers, and what the list of layers is called in this network."""
+    count = int(getattr(model.network.config.get_text_config(), "num_hidden_layers", 0))
+    named = model.network.named_modules()
+    lists = [name for name, module in named if isinstance(module, torch.nn.ModuleList) and len(module) == count]
+    if not lists:
+        raise ConfigError(f"The layers of {model.name} are not numbered.", "Name them in adapter.target_modules.")
+    numbers = chosen_layers(model, layers, count)
+    return {"layers_to_transform": numbers, "layers_pattern": [lists[0].rpartition(".")[2]]}
+
+
+def _check_targets(model: Model, targets: Sequence[str]) -> None:
+    """PEFT passes over names it does not find, and would change the head, which the loss reads without any LoRA."""
+    linear = _linear_layers(model)
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
