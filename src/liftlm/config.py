@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from liftlm.adapter_config import AdapterConfig
+from liftlm.adapter_config import AdapterConfig as AdapterConfig
 from liftlm.errors import ConfigError
 from liftlm.setting_types import Branch as _Branch
 from liftlm.setting_types import Number as _Number
