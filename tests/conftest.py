@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # two threads on a shared machine wait for each other far longer than they compute
+os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")  # float32 on every machine; tests of bfloat16 ask for it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

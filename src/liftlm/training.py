@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from liftlm.adapters import AttachedAdapter, use_adapter
+from liftlm.attention import fast_attention
 from liftlm.checkpoints import (
     Progress,
     append_row,
@@ -34,7 +35,7 @@ from liftlm.checkpoints import (
     write_checkpoint,
 )
 from liftlm.config import LiftConfig, TrainingConfig
-from liftlm.devices import StopRequest, current_memory, join_processes, peak_memory
+from liftlm.devices import StopRequest, current_memory, join_processes, keep_freed_memory, peak_memory
 from liftlm.errors import ConfigError, InterruptedWorkError, NotEnoughMemoryError, TrainingDivergedError
 from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.memory import MEMORY_ADVICE, check_memory
@@ -379,9 +380,9 @@ class _Run:
 
 @contextlib.contextmanager
 def _training_mode(model: Model, settings: TrainingConfig) -> Iterator[None]:
-    """Dropout and gradient checkpointing on, and off again; the caller's random numbers are not touched."""
+    """Dropout, gradient checkpointing and fast attention on, and off again; the caller's random numbers are not touched."""
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), fast_attention(model.network), keep_freed_memory():
         try:
             model.network.train()
             if settings.gradient_checkpointing:
