@@ -39,10 +39,8 @@ def masks(tokens: int) -> dict[str, torch.Tensor | None]:
 
 @pytest.mark.parametrize("kind", ["causal", "packed", "window"])
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (3, 1)])
-@pytest.mark.parametrize("keep", [True, False])
-def test_values_and_gradients(kind: str, heads: int, groups: int, keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_gradients(kind: str, heads: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_ROWS", 48)  # several blocks, the last one shorter
-    monkeypatch.setattr(attention, "_KEPT_BYTES", 1 << 30 if keep else 0)
     query, key, value, grad = tensors(heads, groups, 53, torch.float32, width=10)
     mask = masks(53)[kind]
     ours = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
@@ -109,3 +107,28 @@ def test_every_family_has_the_gradients_it_has_without(
         assert len(calls) == count, "without a gradient PyTorch's own is as good"
     assert model.network.config._attn_implementation == before
     torch.testing.assert_close(got, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_what_is_not_covered_is_left_to_pytorch(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(str(tiny_folder))
+    parameter = next(p for name, p in model.network.named_parameters() if "layers.0" in name).requires_grad_(True)
+    calls = []
+    original = attention._BlockAttention.apply
+    monkeypatch.setattr(attention._BlockAttention, "apply", lambda *inputs: calls.append(1) or original(*inputs))
+    ids = torch.randint(5, 150, (1, 40), generator=torch.Generator().manual_seed(0))
+
+    def run(**options: Any) -> int:
+        calls.clear()
+        model.network(input_ids=ids, **options).logits.sum().backward()
+        assert parameter.grad is not None
+        return len(calls)
+
+    with fast_attention(model.network):
+        assert run(use_cache=False) == 2
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert run(use_cache=False) == 0
+        monkeypatch.setattr(
+            attention, "_KEPT_BYTES", 4 * 40 * 40 * 4 // 2
+        )  # shares of a causal row, without the diagonal blocks
+        assert run(use_cache=False) == 0, "a row too long to keep its shares"
+    assert run(use_cache=False) == 0, "switched off again"

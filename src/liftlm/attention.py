@@ -3,7 +3,7 @@
 PyTorch's own CPU kernel is good forward, and its backward pass reaches a third of what the processor's matrix products do. Here
 the scores of a block of queries are made at once, the softmax is in float32, and everything else is batched products in the
 network's number format. transformers calls it through its attention interface; what it does not cover (a GPU, dropout, caches,
-no gradient wanted) goes to transformers' own function. Knows nothing of models or adapters.
+long rows, no gradient wanted) goes to transformers' own function. Knows nothing of models or adapters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _NAME = "liftlm_blocks"
 _ROWS = 384  # of scores at once, counting a key's heads: in cache, and enough for a good matrix product
-_KEPT_BYTES = 64 << 20  # probabilities of one call that are kept for the backward pass; more are computed again
+_KEPT_BYTES = 64 << 20  # probabilities that a call keeps for its backward pass; with more, PyTorch's kernel is as fast
 
 
 @contextlib.contextmanager
@@ -60,16 +60,9 @@ def _forward(
     """What transformers calls. query (batch, heads, tokens, size), key and value (batch, their heads, tokens, size)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    causal = attention_mask is None
-    wants = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    ordinary = dropout == 0 and not any(
-        kwargs.get(name) is not None for name in ("softcap", "position_bias", "cache", "s_aux")
-    )
-    ordinary = ordinary and not torch.is_autocast_enabled("cpu")  # products of mixed number formats
-    fits = query.shape[2] == key.shape[2] and query.shape[3] == key.shape[3] and query.shape[1] % key.shape[1] == 0
-    ordered = not causal or (is_causal if is_causal is not None else getattr(module, "is_causal", True))
-    if not (wants and ordinary and fits and ordered) or (attention_mask is not None and attention_mask.shape[1] != 1):
-        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+    options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    if not (attention_mask is not None or causal) or not _covers(query, key, value, attention_mask, options):
         result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return result
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -77,90 +70,81 @@ def _forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-class _Blocks:
-    """Blocks of queries with the keys they may see; query heads that share a key head are rows of one product."""
+def _covers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
+    """Whether the call is one of those that are faster here, and means the same."""
+    if not torch.is_grad_enabled() or not (query.requires_grad or key.requires_grad or value.requires_grad):
+        return False
+    if options["dropout"] or any(
+        options.get(name) is not None for name in ("softcap", "position_bias", "cache", "s_aux")
+    ):
+        return False
+    if torch.is_autocast_enabled("cpu") or (mask is not None and mask.shape[1] != 1):
+        return False
+    batch, heads, tokens, size = query.shape
+    if key.shape[2:] != (tokens, size) or heads % key.shape[1]:
+        return False
+    numbers = batch * heads * tokens * (tokens if mask is not None else (tokens + _ROWS) / 2)
+    return numbers * query.dtype.itemsize <= _KEPT_BYTES
 
-    def __init__(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> None:
-        self.batch, self.heads, self.tokens, self.size = query.shape
-        self.groups = key.shape[1]
-        self.shared = self.heads // self.groups
-        self._mask = mask
-        self._query = (query.float() * scale).view(-1, self.shared, self.tokens, self.size)
-        self._keys = key.float().view(-1, self.tokens, self.size).transpose(1, 2)
-        self._step = max(16, _ROWS // self.shared)
-        self._later = torch.ones(self._step, self._step, dtype=torch.bool).triu_(1)
 
-    def spans(self) -> list[tuple[int, int, int]]:
-        """(first query, behind the last query, keys seen) of each block."""
-        starts = range(0, self.tokens, self._step)
-        ends = [min(self.tokens, start + self._step) for start in starts]
-        return [
-            (start, end, end if self._mask is None else self.tokens) for start, end in zip(starts, ends, strict=True)
-        ]
-
-    def probabilities(self, start: int, end: int, seen: int, dtype: torch.dtype) -> Tensor:
-        """(batch * groups, shared * queries, keys seen)"""
-        rows = self._query[:, :, start:end].reshape(len(self._query), -1, self.size)
-        scores = torch.bmm(rows, self._keys[:, :, :seen])
-        by_head = scores.view(self.batch, self.heads, end - start, seen)
-        if self._mask is None:
-            by_head[..., start:].masked_fill_(self._later[: end - start, : end - start], -torch.inf)
-        elif self._mask.dtype == torch.bool:
-            by_head.masked_fill_(~self._mask[:, :, start:end], torch.finfo(scores.dtype).min)
-        else:
-            by_head += self._mask[:, :, start:end]
-        return torch.softmax(scores, -1).to(dtype)
+def _spans(tokens: int, shared: int, causal: bool) -> list[tuple[int, int, int]]:
+    """(first query, behind the last query, keys seen) of each block."""
+    step = max(16, _ROWS // shared)
+    starts = range(0, tokens, step)
+    ends = [min(tokens, start + step) for start in starts]
+    return [(start, end, end if causal else tokens) for start, end in zip(starts, ends, strict=True)]
 
 
 class _BlockAttention(torch.autograd.Function):
-    """softmax(scale * q k' + mask) v. Causal where there is no mask; a row of a mask that sees nothing sees all, as in `sdpa`."""
+    """softmax(scale * q k' + mask) v. Causal where there is no mask; a row of a mask that sees nothing sees all, as in `sdpa`.
+
+    Query heads that share a key head are rows of one product: (batch * key heads, shared heads, tokens, size).
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        blocks = _Blocks(query, key, mask, scale)
-        values = value.view(-1, blocks.tokens, value.shape[-1])
-        out = query.new_empty(*blocks._query.shape[:3], value.shape[-1])
-        spans = blocks.spans()
-        numbers = sum((end - start) * seen for start, end, seen in spans) * blocks.batch * blocks.heads
-        keep = numbers * query.dtype.itemsize <= _KEPT_BYTES
+        (batch, heads, tokens, size), width = query.shape, value.shape[-1]
+        queries = query.reshape(batch * key.shape[1], -1, tokens, size)
+        keys, values = key.reshape(-1, tokens, size), value.reshape(-1, tokens, width)
+        count, shared = queries.shape[:2]
+        wide, wide_keys = queries.float() * scale, keys.float().transpose(1, 2)
+        out = query.new_empty(count, shared, tokens, width)
         kept = []
-        for start, end, seen in spans:
-            shares = blocks.probabilities(start, end, seen, query.dtype)
-            out[:, :, start:end] = torch.bmm(shares, values[:, :seen]).view(
-                len(out), blocks.shared, end - start, value.shape[-1]
-            )
-            if keep:
-                kept.append(shares)
-        ctx.save_for_backward(query, key, value, mask, out, *kept)
-        ctx.scale = scale
-        return out.view(*query.shape[:3], value.shape[-1])
+        for start, end, seen in _spans(tokens, shared, mask is None):
+            scores = torch.bmm(wide[:, :, start:end].reshape(count, -1, size), wide_keys[:, :, :seen])
+            by_head = scores.view(batch, heads, end - start, seen)
+            if mask is None:
+                later = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).triu_(1)
+                by_head[..., start:].masked_fill_(later, -torch.inf)
+            elif mask.dtype == torch.bool:
+                by_head.masked_fill_(~mask[:, :, start:end], torch.finfo(scores.dtype).min)
+            else:
+                by_head += mask[:, :, start:end]
+            shares = torch.softmax(scores, -1).to(query.dtype)
+            out[:, :, start:end] = torch.bmm(shares, values[:, :seen]).view(count, shared, end - start, width)
+            kept.append(shares)
+        ctx.save_for_backward(queries, keys, values, out, *kept)
+        ctx.scale, ctx.causal, ctx.shapes = scale, mask is None, (query.shape, key.shape, value.shape)
+        return out.view(batch, heads, tokens, width)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, mask, out, *kept = ctx.saved_tensors
-        blocks = _Blocks(query, key, mask, ctx.scale)
-        width, count = value.shape[-1], len(out)
-        keys, values = key.view(count, blocks.tokens, -1), value.view(count, blocks.tokens, width)
-        queries, grads = query.view(count, blocks.shared, blocks.tokens, -1), grad.reshape(out.shape)
-        along = (grads.float() * out.float()).sum(-1, keepdim=True)  # sum over keys of share times its gradient
+        queries, keys, values, out, *kept = ctx.saved_tensors
+        count, shared, tokens, size = queries.shape
+        grads = grad.reshape(out.shape)
+        along = (
+            (grads.float() * out.float()).sum(-1, keepdim=True).to(grad.dtype)
+        )  # sum over keys of share times gradient
         grad_query = torch.empty_like(queries)
-        grad_key = torch.zeros(keys.shape, dtype=torch.float32)
-        grad_value = torch.zeros(values.shape, dtype=torch.float32)
-        for index, (start, end, seen) in enumerate(blocks.spans()):
-            shares = kept[index] if kept else blocks.probabilities(start, end, seen, query.dtype)
-            part = grads[:, :, start:end].reshape(count, -1, width)
-            grad_value[:, :seen] += torch.bmm(shares.transpose(1, 2), part)
+        grad_key = torch.zeros_like(keys, dtype=torch.float32)
+        grad_value = torch.zeros_like(values, dtype=torch.float32)
+        for (start, end, seen), shares in zip(_spans(tokens, shared, ctx.causal), kept, strict=True):
+            part = grads[:, :, start:end].reshape(count, -1, values.shape[-1])
             slope = torch.bmm(part, values[:, :seen].transpose(1, 2))
-            slope = slope.sub_(along[:, :, start:end].reshape(count, -1, 1).to(slope.dtype)).mul_(shares)
-            grad_query[:, :, start:end] = torch.bmm(slope, keys[:, :seen]).view(grad_query[:, :, start:end].shape)
-            grad_key[:, :seen] += torch.bmm(
-                slope.transpose(1, 2), queries[:, :, start:end].reshape(count, -1, blocks.size)
-            )
-        return (
-            grad_query.mul_(ctx.scale).view_as(query),
-            grad_key.mul_(ctx.scale).to(key.dtype).view_as(key),
-            grad_value.to(value.dtype).view_as(value),
-            None,
-            None,
-        )
+            slope = slope.sub_(along[:, :, start:end].reshape(count, -1, 1)).mul_(shares)
+            grad_query[:, :, start:end] = torch.bmm(slope, keys[:, :seen]).view(count, shared, end - start, size)
+            grad_key[:, :seen] += torch.bmm(slope.transpose(1, 2), queries[:, :, start:end].reshape(count, -1, size))
+            grad_value[:, :seen] += torch.bmm(shares.transpose(1, 2), part)
+        found = (grad_query.mul_(ctx.scale), grad_key.mul_(ctx.scale), grad_value)
+        shaped = [tensor.to(grad.dtype).view(shape) for tensor, shape in zip(found, ctx.shapes, strict=True)]
+        return *shaped, None, None
