@@ -1,4 +1,4 @@
-"""The page for the browser: three files as they are, no build step, no framework; it uses the same API as every client."""
+"""The page for the browser: files as they are, no build step, no framework; it uses the same API as every client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 
 _FOLDER = Path(__file__).parent / "page_files"
-_FILES = {"/": "index.html", "/page/app.js": "app.js", "/page/style.css": "style.css", "/docs": "docs.html"}
+_FILES = {"/": "index.html", "/docs": "docs.html"} | {
+    f"/page/{name}": name for name in ("app.js", "docs.js", "style.css", "icon.svg")
+}
 
 
 def add_page(app: FastAPI) -> None:
