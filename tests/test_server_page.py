@@ -40,7 +40,7 @@ def open_page(browser: Any, url: str, **options: Any) -> tuple[Any, list[str]]:
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(8_000)
     page.goto(url)
     page.get_by_text("Ready ·").wait_for()
     return page, wrong
@@ -79,8 +79,10 @@ def test_upload_ask_reload_delete(browser: Any, server: Running, tmp_path: Path)
     page.get_by_role("button", name="Ask", exact=True).click()
     page.locator(".turn").nth(1).locator(".answer[aria-busy=false]").nth(1).wait_for()
 
+    shot(page, "answered")
     page.get_by_role("tab", name="Tasks").click()
     page.locator("#tasks li").first.wait_for()
+    shot(page, "tasks")
     total = page.locator("#task-count").inner_text()
     assert "questions" in total
     page.get_by_label("Search").last.fill("no such words at all")
@@ -118,7 +120,7 @@ def test_absorbing_is_shown_while_it_goes_on_and_can_be_cancelled(browser: Any, 
     for figure in ("#loss", "#speed", "#left"):
         assert any(map(str.isdigit, page.locator(figure).inner_text())), figure
     assert page.locator("#curve path").count() == 2
-    assert page.get_by_role("tab", name="Ask").is_disabled()
+    assert page.get_by_role("tab", name="Ask", exact=True).is_disabled()
     shot(page, "absorbing")
     page.get_by_role("button", name="Cancel").click()
     page.locator("#facts", has_text="cancelled").wait_for()
@@ -212,9 +214,9 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Any, tiny_folder: Path,
         _, key = make_key(server.service.store, "me")
         page = browser.new_context().new_page()
         page.goto(server.url)
-        page.get_by_label("Key").fill("wrong")
+        page.get_by_label("Key", exact=True).fill("wrong")
         page.get_by_role("button", name="Use it").click()
-        page.get_by_label("Key").fill(key)
+        page.get_by_label("Key", exact=True).fill(key)
         page.get_by_role("button", name="Use it").click()
         page.get_by_text("Ready ·").wait_for()
         page.reload()
