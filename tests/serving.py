@@ -66,6 +66,7 @@ def serving(
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     )
+    app.state.stopping = lambda: server.should_exit
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -79,6 +79,7 @@ def _run(config: LiftConfig, host: str, port: int, names: list[str], log_content
         server.should_exit = True
 
     app.state.on_failure = give_up
+    app.state.stopping = lambda: server.should_exit
     address = listening.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     note(f"Listening on http://{shown}:{address[1]} (the page, /v1, /metrics); loading the model. Ctrl-C stops.")

@@ -48,6 +48,7 @@ def make_app(service: Service, *, hosts: Iterable[str] = (), log_content: bool =
     )
     app.state.service, app.state.hosts, app.state.log_content = service, set(hosts), log_content
     app.state.on_failure = lambda error: None
+    app.state.stopping = lambda: False  # who runs the app may know better
     handle_errors(app)
     app.include_router(completion_routes.router)
     app.include_router(document_routes.router)

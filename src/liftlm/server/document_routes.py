@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -36,7 +37,8 @@ from liftlm.server.uploads import clean_title, read_upload
 router = APIRouter(tags=["documents"])
 Owner = Annotated[str, Depends(asking_owner)]
 Served = Annotated[Service, Depends(service_of)]
-_KEEP_ALIVE_SECONDS = 15.0
+_LOOK_SECONDS = 1.0  # between two looks whether the server is to stop
+_KEEP_ALIVE = 15  # so many of them without a change, and a sign of life is sent
 _FIELDS = ("text", "title", "alias", "settings", "priority")
 _FORM = {
     "type": "object",
@@ -123,12 +125,15 @@ async def follow(document: str, request: Request, owner: Owner, service: Served)
                 yield f"event: document\ndata: {json.dumps(_card(now).model_dump())}\n\n".encode()
                 if now.state in ("ready", "failed", "cancelled"):
                     return
-                while True:
+                for waited in itertools.count(1):
                     try:
-                        await asyncio.wait_for(changes.get(), _KEEP_ALIVE_SECONDS)
+                        await asyncio.wait_for(changes.get(), _LOOK_SECONDS)
                         break
                     except TimeoutError:
-                        yield b": still here\n\n"
+                        if request.app.state.stopping():
+                            return
+                        if waited % _KEEP_ALIVE == 0:
+                            yield b": still here\n\n"
                 while not changes.empty():
                     changes.get_nowait()
 

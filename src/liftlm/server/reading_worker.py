@@ -28,10 +28,10 @@ def main() -> None:
     _limit(resource.RLIMIT_CORE, 0)
     try:
         result = _read(path, pages)
+    except (MemoryError, errors.NotEnoughMemoryError):
+        result = {"error": "MemoryError", "message": "", "next_step": ""}
     except errors.LiftError as error:
         result = {"error": type(error).__name__, "message": error.message, "next_step": error.next_step}
-    except MemoryError:
-        result = {"error": "MemoryError", "message": "", "next_step": ""}
     sys.stdout.buffer.write(json.dumps(result).encode())
 
 

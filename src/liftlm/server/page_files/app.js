@@ -157,6 +157,7 @@ async function absorb(event) {
   try {
     const card = await send(form, file);
     $("upload").reset();
+    $("upload").querySelector("details").open = false;
     showFileName();
     await loadDocuments();
     await openDocument(card);
