@@ -22,6 +22,7 @@ from liftlm.errors import ConfigError, DocumentNotFoundError, LiftError
 from liftlm.evaluation_commands import evaluate, score
 from liftlm.library_commands import export, library_app
 from liftlm.process import as_text, first_process, report_error, run_process
+from liftlm.server_commands import keys_app, serve
 from liftlm.shelf import Entry, Shelf
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ app.add_typer(library_app, name="library")
 app.command()(export)
 app.command()(evaluate)
 app.command()(score)
+app.command()(serve)
+app.add_typer(keys_app, name="keys")
 
 DocumentArgument = Annotated[
     str, typer.Argument(metavar="DOCUMENT", help="A file, - for standard input, or a library id.")

@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from liftlm.errors import ConfigError
+from liftlm.server_config import ServerConfig
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 ContextPolicy = Literal["none", "truncate", "retrieve"]
@@ -213,9 +214,10 @@ class LiftConfig(_Branch):
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
     answering: AnsweringConfig = AnsweringConfig()
+    server: ServerConfig = ServerConfig()
     seed: _Whole = Field(default=0, ge=0, lt=2**32)  # torch's 64 bits hold it and the number of a step
 
-    @field_validator("model", "segments", "tasks", "adapter", "training", "answering", mode="before")
+    @field_validator("model", "segments", "tasks", "adapter", "training", "answering", "server", mode="before")
     @classmethod
     def _empty_group(cls, value: Any) -> Any:
         """A heading with nothing below it, in YAML."""

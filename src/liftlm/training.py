@@ -93,7 +93,7 @@ def train(
     """Trains the attached adapter `name` on `examples`. With a folder: checkpoints, metrics.jsonl and resuming.
 
     feed: more examples, which arrive while training runs (see `Schedule`); in one process only. soft: the rows that
-    `Example.soft` counts in.
+    `Example.soft` counts in. on_step may raise InterruptedWorkError, as a signal would: the state is saved.
     Raises what the feed raises, and InterruptedWorkError (Ctrl-C; state saved),
     NotEnoughMemoryError (predicted, or met), TrainingDivergedError.
     """
@@ -108,7 +108,12 @@ def train(
                     chosen = run.schedule.next()
                 if chosen is None:
                     return run.finish()
-                on_step(run.step(*chosen))
+                metrics = run.step(*chosen)
+                try:
+                    on_step(metrics)
+                except InterruptedWorkError:
+                    run.maybe_checkpoint(at_once=True)
+                    raise
                 signal = run.agree(stop.signal)
                 run.maybe_checkpoint(at_once=signal is not None)
                 if signal is not None:
