@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from liftlm.adapters import AttachedAdapter, use_adapter
+from liftlm.adapters import AttachedAdapter, start_fingerprint, use_adapter
 from liftlm.checkpoints import (
     Progress,
     append_row,
@@ -330,6 +330,8 @@ class _Run:
         ]
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         digest = hashlib.sha256(canonical_json([*parts, shapes, self.model.fingerprint, torch.__version__]).encode())
+        if (start := start_fingerprint(self.config.adapter)) is not None:
+            digest.update(start.encode())
         for example in self._given:
             digest.update(repr((example.tokens, example.labels)).encode())
         return digest.hexdigest()

@@ -1,0 +1,22 @@
+"""All studies by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from liftlm.errors import ConfigError
+from liftlm.studies.baseline import Baseline
+from liftlm.studies.domains import Domains
+from liftlm.studies.overlap import Overlap
+from liftlm.studies.study import Study
+from liftlm.studies.tasks import Tasks
+
+STUDIES: dict[str, type[Study]] = {kind.name: kind for kind in (Overlap, Tasks, Domains, Baseline)}
+
+
+def make_study(name: str) -> Study:
+    """Raises ConfigError for an unknown name."""
+    if name not in STUDIES:
+        near = difflib.get_close_matches(name, STUDIES, 2, 0.4)
+        raise ConfigError(f"There is no study '{name}'.", f"Choose {' or '.join(near or sorted(STUDIES))}.")
+    return STUDIES[name]()
