@@ -145,6 +145,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--jobs": 0,
             "--keep": False,
             "--arms": None,
+            "--lengths": "",
             "--graded": None,
         },
     ),

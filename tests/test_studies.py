@@ -37,7 +37,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["overlap", "tasks", "baseline", "domains"])
+@pytest.mark.parametrize("name", ["overlap", "tasks", "baseline", "domains", "failures", "adapters"])
 def test_a_study_leaves_a_whole_folder(name: str, model: Any, tmp_path: Path) -> None:
     conclusion = run(name, model, tmp_path, seeds=(0, 1))
     there = {path.name for path in tmp_path.iterdir()}
@@ -51,3 +51,30 @@ def test_a_study_leaves_a_whole_folder(name: str, model: Any, tmp_path: Path) ->
     assert all(row["low"] and row["high"] for row in figures if int(row["units"]) >= 3)
     assert {row["seed"] for row in rows(tmp_path)} == {0, 1}
     assert not list((tmp_path / "work").rglob("*.safetensors")), "adapters are gone once they were asked"
+
+
+def check_costs(model: Any, out: Path, **options: Any) -> Conclusion:
+    conclusion = run("efficiency", model, out, **options)
+    found = rows(out)
+    points = [row for row in found if row["what"] in ("read", "absorb")]
+    assert all(row["seconds"] > 0 and row["memory_bytes"] >= 0 and row["stopped"] is None for row in points)
+    first = {(row["way"], row["tokens"]): row["seconds"] for row in found if row["what"] == "first"}
+    assert {way for way, _ in first} == {"no wait", "without", "with"}
+    assert {row["kind"] for row in found if row["what"] == "write"} == {"in context", "LIFT"}
+    before = len(found)
+    run("efficiency", model, out, **options)
+    assert len(rows(out)) == before, "nothing is measured twice"
+    return conclusion
+
+
+def test_costs_are_measured_in_processes_of_their_own(model: Any, tmp_path: Path) -> None:
+    conclusion = check_costs(model, tmp_path, lengths=(64, 256))
+    assert conclusion.verdict.outcome == "not decidable at this size", "two lengths tell no line from a parabola"
+    report = (tmp_path / "report.md").read_text()
+    assert "Time to first token" in report and "too few lengths" in report and "Long answers" in report
+
+
+@pytest.mark.slow
+def test_growth_is_fitted_where_there_are_lengths_enough(model: Any, tmp_path: Path) -> None:
+    check_costs(model, tmp_path, seeds=(0, 1))
+    assert "exponent" in (tmp_path / "figures.csv").read_text()

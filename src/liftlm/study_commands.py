@@ -35,6 +35,7 @@ def study(
     jobs: Annotated[int, typer.Option("--jobs", min=0, help="Processes that share the documents; 0: by cores.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters below OUT/work.")] = False,
     arms: Annotated[Path | None, typer.Option("--arms", help="adapters: YAML of named settings.")] = None,
+    lengths: Annotated[str, typer.Option("--lengths", help="efficiency: tokens, comma-separated.")] = "",
     graded: Annotated[Path | None, typer.Option("--graded", help="tasks: the sheet that a person graded.")] = None,
     model: ModelOption = None,
     window: WindowOption = None,
@@ -52,7 +53,7 @@ def study(
     resolved = read_config(config, settings, model=model, window=window, below=below)
     options = Options(
         sources=tuple(_source(text) for text in data or ()),
-        seeds=_seeds(seeds),
+        seeds=_numbers(seeds, "--seeds"),
         quick=quick,
         documents=documents,
         questions=questions,
@@ -60,9 +61,11 @@ def study(
         jobs=jobs,
         keep=keep,
         arms=arms,
+        lengths=_numbers(lengths, "--lengths") if lengths else (),
         graded=graded,
     )
-    for flag, given, taken in (("--arms", arms, "adapters"), ("--graded", graded, "tasks")):
+    own = (("--arms", arms, "adapters"), ("--graded", graded, "tasks"), ("--lengths", lengths or None, "efficiency"))
+    for flag, given, taken in own:
         if given is not None and name != taken:
             raise ConfigError(f"{flag} goes with the study {taken}, not with {name}.", "Leave it out.")
     conclusion = run_study(chosen, out, resolved, options, shlex.join(["lift", *sys.argv[1:]]))
@@ -85,11 +88,11 @@ def _source(text: str) -> tuple[str, str]:
     return (domain.strip(), path.strip()) if equals and not Path(text).exists() else ("", text)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _numbers(text: str, flag: str) -> tuple[int, ...]:
     try:
-        seeds = tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
     except ValueError:
-        seeds = ()
-    if not seeds or min(seeds) < 0:
-        raise ConfigError(f"'{text}' is no list of seeds.", "Write whole numbers with commas: --seeds 0,1,2.")
-    return seeds
+        found = ()
+    if not found or min(found) < 0:
+        raise ConfigError(f"{flag} cannot be '{text}'.", f"Write whole numbers with commas between: {flag} 0,1,2.")
+    return found

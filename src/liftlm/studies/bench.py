@@ -71,6 +71,10 @@ class Bench:
         """Whether a row that `add` was given with this key is there."""
         return _id(key) in self._rows
 
+    def find(self, **key: Any) -> Row:
+        """That row."""
+        return self._rows[_id(key)]
+
     def add(self, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         """A measured row. key: what tells it from the others; values: the rest."""
         self._append({"id": _id(key), **key, **values})

@@ -93,6 +93,25 @@ def difference(rows: Sequence[Row], metric: str, first: Select, second: Select) 
     return _figure(paired, seeds)
 
 
+def quotient(rows: Sequence[Row], metric: str, first: Select, second: Select) -> Figure:
+    """Mean of first / mean of second, over the units that both have; the units are resampled in pairs."""
+    one, other = by_unit(rows, metric, first), by_unit(rows, metric, second)
+    keys = sorted(key for key in one if key in other)
+    seeds = _seeds(rows, lambda row: first(row) or second(row))
+    below = sum(other[key] for key in keys)
+    if not keys or below == 0:
+        return Figure(math.nan, None, None, 0, 0, seeds)
+    columns = np.array([[one[key], other[key]] for key in keys])
+    interval = None
+    if len(keys) >= FEWEST:
+        means = resampled_means(columns)
+        shares = np.divide(means[:, 0], means[:, 1], out=np.full(len(means), np.nan), where=means[:, 1] != 0)
+        interval = percentile_interval(shares)
+    low, high = interval if interval is not None else (None, None)
+    documents = len({document for document, _ in keys})
+    return Figure(sum(one[key] for key in keys) / below, low, high, len(keys), documents, seeds)
+
+
 def gap(rows: Sequence[Row], metric: str, first: Select, second: Select, here: Select, there: Select) -> Figure:
     """(first − second) over the units `here`, less the same over those `there`: two groups, each resampled for itself."""
     sides = []

@@ -7,6 +7,7 @@ are better the higher they are. Made questions are stated as such by their kind.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import itertools
 import random
 import re
@@ -19,11 +20,13 @@ from liftlm.evaluation import metrics, timeline
 from liftlm.evaluation.benchmark import Benchmark, Item, Question
 from liftlm.evaluation.corpora import LISTED
 from liftlm.evaluation.multiple_choice import choice_accuracy, choice_wording
+from liftlm.evaluation.needles import hide, load_needles
 from liftlm.evaluation.scoring import choice_scores, question_of
 from liftlm.prompts import Wording, question_wording
 from liftlm.tasks.sentences import split_into_sentences
 
 ORDER = "order in the text"  # made: sentences to be put into the order of the text
+NEEDLE = "needle"  # made: a sentence that was hidden in the text
 CODE = "code"  # made: what a function takes, raises, does
 _EVENTS, _WRONG_ORDERS = 3, 5
 _EVENT_CHARACTERS = (24, 160)
@@ -53,6 +56,8 @@ class StudyQuestions(Benchmark):
         if events and sorted(labels) == sorted(events):
             given = timeline.parse_order(answer, labels, events)
             scores["coordinate_score"] = timeline.coordinate_score(given, labels)
+        if keywords := question.data.get("keywords"):
+            scores["recalled"] = float(metrics.keyword_recall(answer, keywords) == 1)
         if question.data.get(LISTED):
             scores["accuracy_generated"] = choice_accuracy(question, answer)
         return scores
@@ -80,6 +85,25 @@ def made_questions(item: Item, count: int, seed: int, reach: int) -> list[Questi
     if item.document.source.endswith(".py") or item.document.title.endswith(".py"):
         made += code_questions(item.document)[: 2 * count]
     return made
+
+
+def with_needles(item: Item, count: int = 3) -> Item:
+    """The document with sentences hidden at even depths, and a question about each."""
+    needles = load_needles()[:count]
+    places = [(number + 0.5) / count for number in range(count)]
+    text = hide(item.document.text, [(place, n.sentence) for place, n in zip(places, needles, strict=True)])
+    asked = [
+        Question(
+            f"needle-{n.name}",
+            n.questions[0],
+            (n.sentence,),
+            (n.sentence,),
+            NEEDLE,
+            data={"keywords": list(n.keywords)},
+        )
+        for n in needles
+    ]
+    return Item(dataclasses.replace(item.document, text=text), (*item.questions, *asked))
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------

@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 
 from liftlm.errors import ConfigError
+from liftlm.studies.adapters import Adapters
 from liftlm.studies.baseline import Baseline
 from liftlm.studies.domains import Domains
+from liftlm.studies.efficiency import Efficiency
+from liftlm.studies.failures import Failures
 from liftlm.studies.overlap import Overlap
 from liftlm.studies.study import Study
 from liftlm.studies.tasks import Tasks
 
-STUDIES: dict[str, type[Study]] = {kind.name: kind for kind in (Overlap, Tasks, Domains, Baseline)}
+STUDIES: dict[str, type[Study]] = {
+    kind.name: kind for kind in (Overlap, Tasks, Domains, Efficiency, Baseline, Failures, Adapters)
+}
 
 
 def make_study(name: str) -> Study:

@@ -92,7 +92,7 @@ def load_items(study: Study, config: LiftConfig, options: Options) -> list[Item]
         cut = cut_item(item, _characters(options))
         prepared = study.prepare(cut, config, options)
         chosen.append(dataclasses.replace(prepared, questions=_drawn(prepared.questions, options, config.seed)))
-    chosen = [item for item in chosen if item.questions or study.alone]
+    chosen = [item for item in chosen if item.questions or not study.needs_questions]
     if not chosen:
         raise BenchmarkDataError(
             "No document has questions that this study could ask.",

@@ -56,6 +56,7 @@ class Options:
     jobs: int = 1
     keep: bool = False  # adapters, after they were asked
     arms: Path | None = None  # YAML, name → settings; only `adapters` takes it
+    lengths: tuple[int, ...] = ()  # tokens; only `efficiency` takes them
     graded: Path | None = None  # the sheet that a person filled in; only `tasks` takes it
 
 
@@ -87,6 +88,7 @@ class Study:
     source: ClassVar[str]  # where the claim stands
     defaults: ClassVar[Mapping[str, Any]] = {}  # settings of this study, below the user's
     quick: ClassVar[Mapping[str, Any]] = {}  # settings of --quick, above the user's
+    needs_questions: ClassVar[bool] = True  # documents without any are left out
     alone: ClassVar[bool] = False  # it measures time or memory: never documents in parallel
 
     def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:

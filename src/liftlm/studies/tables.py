@@ -15,12 +15,13 @@ LABELS = {
     "order_margin": "margin of the right choice, nats",
     "accuracy": "accuracy by likelihood, %",
     "accuracy_generated": "accuracy of answers, %",
+    "recalled": "needles recalled, %",
     "seconds": "seconds an answer",
     "absorb_seconds": "seconds to absorb",
     "training_tokens": "tokens trained on",
 }
-QUALITY = ("likelihood", "token_f1", "coordinate_score", "order_margin", "accuracy", "accuracy_generated")
-_PERCENT = frozenset({"token_f1", "coordinate_score", "accuracy", "accuracy_generated"})
+QUALITY = ("likelihood", "token_f1", "coordinate_score", "order_margin", "accuracy", "accuracy_generated", "recalled")
+_PERCENT = frozenset({"token_f1", "coordinate_score", "accuracy", "accuracy_generated", "recalled"})
 ORDERS = ("order in the text", "timeline reorder", "timeline")  # kinds of questions about order
 
 
