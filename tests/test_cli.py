@@ -149,6 +149,10 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--graded": None,
         },
     ),
+    "pre-sft": (
+        [("CORPUS…", True, None)],
+        {**MODEL, "--out": "required", "--mode": "sft", "--keep-out": None},
+    ),
     "config": ([], {"--config": None, "--set": None}),
     "library list": ([], {}),
     "library show": ([ENTRY], {}),

@@ -35,6 +35,7 @@ from liftlm.documents import Document
 from liftlm.errors import ConfigError, LiftError
 from liftlm.evaluation_commands import evaluate, score
 from liftlm.library_commands import export, library_app
+from liftlm.pre_sft_commands import pre_sft
 from liftlm.process import as_text, first_process, report_error, run_process
 from liftlm.shelf import Entry
 from liftlm.study_commands import study
@@ -57,6 +58,7 @@ app.command()(export)
 app.command()(evaluate)
 app.command()(score)
 app.command()(study)
+app.command("pre-sft")(pre_sft)
 
 # --- absorbing and answering ------------------------------------------------------------------------------------------
 

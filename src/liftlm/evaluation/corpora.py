@@ -26,7 +26,7 @@ from liftlm.tasks.sentences import split_into_sentences
 Row = Mapping[str, Any]
 _LIKE_THIS = 'Write {"title": "…", "text": "…", "questions": [{"question": "…", "answer": "…"}]} a line.'
 _RANGE = re.compile(r"(.+?):(\d+)(?:-(\d+))?")
-_FIRST_LINE = 80  # characters of a title made of the text
+_TITLE = 80  # characters of a title made of the text's beginning
 LISTED = "options are listed"  # in a question's data: the prompt names its choices
 
 
@@ -109,13 +109,14 @@ def _gather(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[Item]:
             held = Item(held.document, held.questions + questions)
             continue
         if held is not None:
-            yield _numbered(held)
+            yield numbered(held)
         held = Item(document, questions)
     if held is not None:
-        yield _numbered(held)
+        yield numbered(held)
 
 
-def _numbered(item: Item) -> Item:
+def numbered(item: Item) -> Item:
+    """The questions' ids made their places, so that none comes twice."""
     return Item(item.document, tuple(replace(q, id=str(index)) for index, q in enumerate(item.questions)))
 
 
@@ -128,8 +129,8 @@ def _read(row: dict[str, Any], where: str) -> tuple[Document, tuple[Question, ..
 
 def _document(text: str, title: Any, where: str) -> Document:
     if not isinstance(title, str) or not title.strip():
-        first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-        title = " ".join(first.split())[:_FIRST_LINE]
+        words = " ".join(text[: 4 * _TITLE].split())  # a heading alone ("Introduction") would name many documents
+        title = words if len(words) <= _TITLE else words[:_TITLE].rpartition(" ")[0]
     return Document(" ".join(title.replace("_", " ").split()), text, where)
 
 
@@ -264,4 +265,4 @@ def cut_item(item: Item, characters: int | None) -> Item:
     return Item(replace(item.document, text=kept), questions)
 
 
-__all__ = ["LISTED", "TIMELINE", "Source", "cut_item", "parse_source", "read_items"]
+__all__ = ["LISTED", "TIMELINE", "Source", "cut_item", "numbered", "parse_source", "read_items"]

@@ -43,6 +43,7 @@ class Adapters(Study):
     alone: ClassVar[bool] = True
 
     def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
+        read_arms(options.arms)  # what is wrong with them is said now, not after hours
         return with_needles(item, 1 if options.quick else 3)
 
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
@@ -127,7 +128,7 @@ def read_arms(path: Path | None) -> dict[str, dict[str, Any]]:
     for name, settings in found.items():
         if "seed" in settings:
             raise ConfigError(f"The arm '{name}' sets a seed.", "Seeds are given with --seeds, for all arms.")
-        with_settings(LiftConfig(), settings)  # fails now and not after hours
+        with_settings(LiftConfig(), settings)
     return found
 
 

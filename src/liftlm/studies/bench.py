@@ -1,7 +1,7 @@
 """Where a study works: one model, the documents, the folder; asks arms and keeps rows. Resumable row by row.
 
-Predictions lie below arms/NAME-SEED as `lift evaluate` writes them; each is scored at once and added to rows.jsonl, from
-which everything else is computed. Adapters lie below work/ until they were asked.
+Predictions lie below arms/NAME-SEED as `lift evaluate` writes them; they are scored and added to rows.jsonl, from which
+everything else is computed. Adapters lie below work/ until they were asked.
 """
 
 from __future__ import annotations
@@ -103,8 +103,10 @@ class Bench:
             interference=False,
             on_step=self.on_step,
         )
-        predictor.predict_document(self.items, index, arm.methods, predictor.done())
-        self._collect(arm, seed, index, place)
+        try:
+            predictor.predict_document(self.items, index, arm.methods, predictor.done())
+        finally:  # what an interrupted arm has predicted is there
+            self._collect(arm, seed, index, place)
         self._free()
 
     @contextlib.contextmanager

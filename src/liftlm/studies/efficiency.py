@@ -12,7 +12,7 @@ from liftlm.studies.bench import Bench, with_settings
 from liftlm.studies.costs import measure_alone, text_of_length, write_tokens
 from liftlm.studies.drawing import lines
 from liftlm.studies.growth import Growth, fit_growth
-from liftlm.studies.intervals import Figure, Outcome, Verdict, figure, groups, together
+from liftlm.studies.intervals import Outcome, Verdict, figure, groups, together
 from liftlm.studies.pace import first_token_seconds
 from liftlm.studies.study import QUICK_SETTINGS, Conclusion, Drawing, Options, Row, Study
 from liftlm.studies.tables import where
@@ -94,7 +94,7 @@ class Efficiency(Study):
                 writing = float(bench.find(**key)["seconds"])
 
     def conclude(self, rows: Sequence[Row], options: Options, folder: Path) -> Conclusion:
-        figures = _figures(rows)
+        figures, seeds = _figures(rows), " ".join(map(str, options.seeds))
         blocks: list[Block] = [Heading("By length"), *_by_length(rows), Heading("Growth")]
         fits: dict[tuple[str, str], Growth | None] = {}
         for kind in KINDS:
@@ -110,7 +110,7 @@ class Efficiency(Study):
                 "metric": f"{metric} exponent",
                 "mean": fit.exponent,
                 "units": fit.points,
-                "seeds": " ".join(map(str, options.seeds)),
+                "seeds": seeds,
             }
             | dict(zip(("low", "high"), fit.exponent_interval or ("", ""), strict=True))
             for (kind, metric), fit in fits.items()
@@ -202,11 +202,12 @@ def _by_length(rows: Sequence[Row]) -> list[Block]:
 def _growth_cells(fit: Growth | None) -> list[str]:
     if fit is None:
         return ["–", "–", "–", "too few lengths"]
-    bend, exponent = (
-        Figure(mean, *(interval or (None, None)), units=fit.points, documents=1, seeds=()).shown(2)
-        for mean, interval in ((fit.bend, fit.bend_interval), (fit.exponent, fit.exponent_interval))
-    )
+    bend, exponent = _shown(fit.bend, fit.bend_interval), _shown(fit.exponent, fit.exponent_interval)
     return [fit.better, bend, exponent, str(fit.points)]
+
+
+def _shown(mean: float, interval: tuple[float, float] | None) -> str:
+    return f"{mean:.2f}" if interval is None else f"{mean:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def _crossing(fits: Mapping[tuple[str, str], Growth | None]) -> list[Block]:

@@ -26,7 +26,7 @@ from liftlm.devices import describe_machine
 from liftlm.display import TrainingDisplay, console, note
 from liftlm.errors import BenchmarkDataError, ConfigError
 from liftlm.evaluation.benchmark import Item, Question
-from liftlm.evaluation.corpora import cut_item, parse_source, read_items
+from liftlm.evaluation.corpora import cut_item, numbered, parse_source, read_items
 from liftlm.evaluation.scoring import read_rows
 from liftlm.models import Model, load_model
 from liftlm.storage import canonical_json, write_errors, write_file
@@ -63,7 +63,7 @@ def run_study(
     items = load_items(study, config, options)
     _check_folder(run)
     jobs = 1 if study.alone else min(options.jobs or _spare_jobs(), len(items))
-    loaded = model or load_model(config.model.name, config.model, notify=note)
+    loaded = model or _load(study, config)
     setup = _setup(run, loaded)
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +78,17 @@ def run_study(
     return conclusion
 
 
+def _load(study: Study, config: LiftConfig, threads: int | None = None) -> Model:
+    """The model; the study's own default window is made smaller where the model's limit is."""
+    settings = config.model.model_copy(update={"threads": config.model.threads or threads})
+    try:
+        return load_model(config.model.name, settings, notify=note)
+    except ConfigError:
+        if config.model.window is None or config.model.window != study.defaults.get("model.window"):
+            raise
+        return load_model(config.model.name, settings.model_copy(update={"window": None}), notify=note)
+
+
 def load_items(study: Study, config: LiftConfig, options: Options) -> list[Item]:
     """The documents with the questions of this study. Raises BenchmarkDataError where there is none."""
     found: list[Item] = []
@@ -86,7 +97,12 @@ def load_items(study: Study, config: LiftConfig, options: Options) -> list[Item]
     for domain, text in options.sources:
         items = itertools.islice(read_items(parse_source(text)), options.documents)
         found += [in_domain(item, domain) for item in items]
-    unique = {item.document.id: item for item in found}  # a text given twice is one document
+    unique: dict[str, Item] = {}
+    for item in found:  # a text given twice is one document, with the questions of both
+        known = unique.get(item.document.id)
+        unique[item.document.id] = (
+            item if known is None else numbered(Item(known.document, known.questions + item.questions))
+        )
     chosen = []
     for item in unique.values():
         cut = cut_item(item, _characters(options))
@@ -179,8 +195,7 @@ def _work(
 ) -> None:
     console.quiet = part[0] > 0
     study = make_study(name)
-    settings = config.model.model_copy(update={"threads": config.model.threads or threads})
-    model = load_model(config.model.name, settings)
+    model = _load(study, config, threads)
     run = Run(study, config, options, folder, "")
     _measure(run, model, load_items(study, config, options), setup, part)
 
