@@ -127,6 +127,8 @@ def test_cut_documents_keep_the_questions_that_they_answer() -> None:
     assert cut.document.text.endswith(".") and len(cut.document.text) <= 500 and TEXT.startswith(cut.document.text)
     assert [question.id for question in cut.questions] == ["0"]
     assert cut_item(cut, None) is cut
+    spans = (Question("0", "A?", ("counted 4 grey boats",)), Question("1", "B?", ("counted 61 grey boats",)))
+    assert [q.id for q in cut_item(Item(Document("Boats", TEXT), spans), 500).questions] == ["0"]
 
 
 def test_needles_are_hidden_and_asked_for() -> None:

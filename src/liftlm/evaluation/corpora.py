@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from liftlm.tasks.sentences import split_into_sentences
 Row = Mapping[str, Any]
 _LIKE_THIS = 'Write {"title": "…", "text": "…", "questions": [{"question": "…", "answer": "…"}]} a line.'
 _RANGE = re.compile(r"(.+?):(\d+)(?:-(\d+))?")
+_TELLING = 12  # characters of an answer
 _TITLE = 80  # characters of a title made of the text's beginning
 LISTED = "options are listed"  # in a question's data: the prompt names its choices
 
@@ -255,14 +256,24 @@ _FORMATS: tuple[tuple[set[str], _Reader], ...] = (
 
 
 def cut_item(item: Item, characters: int | None) -> Item:
-    """The document's beginning, whole sentences, with the questions whose evidence is in it; without evidence none is kept."""
+    """The document's beginning, whole sentences, with the questions whose evidence (or else an answer) stands there."""
     text = item.document.text
     if characters is None or len(text) <= characters:
         return item
     ends = [sentence.end for sentence in split_into_sentences(text) if sentence.end <= characters]
     kept = text[: max(ends, default=characters)]
-    questions = tuple(q for q in item.questions if q.evidence and all(sentence in kept for sentence in q.evidence))
+    told = " ".join(kept.split())
+    questions = tuple(
+        q
+        for q in item.questions
+        if (all(sentence in kept for sentence in q.evidence) if q.evidence else _stands_in(q.answers, told))
+    )
     return Item(replace(item.document, text=kept), questions)
+
+
+def _stands_in(answers: Sequence[str], told: str) -> bool:
+    """Whether a text holds one of the answers word for word; a short one might stand anywhere."""
+    return any(len(answer) >= _TELLING and " ".join(answer.split()) in told for answer in answers)
 
 
 __all__ = ["LISTED", "TIMELINE", "Source", "cut_item", "numbered", "parse_source", "read_items"]

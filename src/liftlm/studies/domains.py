@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from liftlm.config import LiftConfig
 from liftlm.evaluation.benchmark import Item
 from liftlm.evaluation.blocks import Block, Heading, Paragraph
 from liftlm.studies.baseline import has_control
 from liftlm.studies.bench import Bench
 from liftlm.studies.drawing import bars
 from liftlm.studies.intervals import Verdict, difference, figure, groups, share_above, together
-from liftlm.studies.questions import code_questions
 from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
 from liftlm.studies.tables import contrasts, in_words, tabulate, where
 
@@ -30,10 +27,6 @@ class Domains(Study):
     source = "the third check of this project's plan; 2412.13626 reports narrative and encyclopaedic texts"
     defaults: ClassVar[Mapping[str, Any]] = {"model.window": 2048, "tasks.per_sentence": 1}
     quick: ClassVar[Mapping[str, Any]] = QUICK_SETTINGS
-
-    def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
-        made = () if item.questions else tuple(code_questions(item.document))
-        return dataclasses.replace(item, questions=(*item.questions, *made))
 
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
         yield Arm("base model", ("closed-book", "icl", "icl-full"), once=True)

@@ -14,7 +14,7 @@ from liftlm.segments import split_into_segments
 from liftlm.studies.bench import Bench
 from liftlm.studies.drawing import lines
 from liftlm.studies.intervals import Outcome, Verdict, difference, figure, share_above, together
-from liftlm.studies.questions import made_questions
+from liftlm.studies.questions import order_questions
 from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
 from liftlm.studies.tables import ORDERS, contrasts, in_words, tabulate, telling, where
 
@@ -43,7 +43,7 @@ class Overlap(Study):
 
     def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
         reach = config.segments.segment_tokens * _CHARACTERS_A_TOKEN
-        made = made_questions(item, 3 if options.quick else _MADE, config.seed, reach)
+        made = order_questions(item.document, 3 if options.quick else _MADE, config.seed, reach)
         return dataclasses.replace(item, questions=(*item.questions, *made))
 
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:

@@ -79,14 +79,6 @@ def score_row(row: Mapping[str, Any]) -> dict[str, float]:
     return scores
 
 
-def made_questions(item: Item, count: int, seed: int, reach: int) -> list[Question]:
-    """Orders of sentences for any text, facts for Python source. reach: characters from one sentence to the next, at most."""
-    made = order_questions(item.document, count, seed, reach)
-    if item.document.source.endswith(".py") or item.document.title.endswith(".py"):
-        made += code_questions(item.document)[: 2 * count]
-    return made
-
-
 def with_needles(item: Item, count: int = 3) -> Item:
     """The document with sentences hidden at even depths, and a question about each."""
     needles = load_needles()[:count]
@@ -172,9 +164,9 @@ def code_questions(document: Document) -> list[Question]:
 def _of_definition(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, text: str) -> Iterator[Question]:
     what = "class" if isinstance(node, ast.ClassDef) else "function"
     line = text.splitlines()[node.lineno - 1].strip()
-    purpose = (ast.get_docstring(node) or "").strip().split("\n\n")[0].replace("\n", " ")
-    if purpose and len(purpose) < 200:
-        yield _code(f"What does the {what} {node.name} do?", purpose, (line, purpose), node, "purpose")
+    told = (ast.get_docstring(node, clean=False) or "").strip().split("\n\n")[0].strip()
+    if told and len(told) < 200:
+        yield _code(f"What does the {what} {node.name} do?", " ".join(told.split()), (line, told), node, "purpose")
     if isinstance(node, ast.ClassDef):
         return
     named = [*node.args.posonlyargs, *node.args.args]

@@ -31,6 +31,7 @@ from liftlm.evaluation.scoring import read_rows
 from liftlm.models import Model, load_model
 from liftlm.storage import canonical_json, write_errors, write_file
 from liftlm.studies.bench import Bench, in_domain, with_settings
+from liftlm.studies.questions import code_questions
 from liftlm.studies.registry import make_study
 from liftlm.studies.report import write_report
 from liftlm.studies.study import Conclusion, Options, Row, Study
@@ -96,7 +97,7 @@ def load_items(study: Study, config: LiftConfig, options: Options) -> list[Item]
         found.append(_demo_item())
     for domain, text in options.sources:
         items = itertools.islice(read_items(parse_source(text)), options.documents)
-        found += [in_domain(item, domain) for item in items]
+        found += [in_domain(_with_facts_of_code(item), domain) for item in items]
     unique: dict[str, Item] = {}
     for item in found:  # a text given twice is one document, with the questions of both
         known = unique.get(item.document.id)
@@ -134,6 +135,13 @@ def _demo_item() -> Item:
         Question(row["id"], row["question"], (row["answer"],), tuple(row["evidence"]), row["kind"]) for row in rows
     )
     return in_domain(Item(document, questions), "narrative")
+
+
+def _with_facts_of_code(item: Item) -> Item:
+    """Python source that came without questions gets those that its syntax tree answers; before it is cut, or it has none."""
+    if item.questions or not item.document.source.endswith(".py"):
+        return item
+    return dataclasses.replace(item, questions=tuple(code_questions(item.document)))
 
 
 def _characters(options: Options) -> int | None:
