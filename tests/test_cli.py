@@ -93,7 +93,7 @@ MODEL = {"--model": None, "--window": None, "--config": None, "--set": None}
 JUDGE = {"--judge-url": None, "--judge-model": None, "--bert-score": False}
 SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
     # command: arguments (name, required, default), options with defaults
-    "absorb": ([DOCUMENT], {"--tasks": None, "--title": None, **MODEL}),
+    "absorb": ([DOCUMENT], {"--tasks": None, "--start": None, "--title": None, **MODEL}),
     "ask": (
         [DOCUMENT, ("[QUESTION]", False, None)],
         {
@@ -101,7 +101,9 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--out": None,
             "--context": None,
             "--base": False,
+            "--diagnose": False,
             "--tasks": None,
+            "--start": None,
             "--title": None,
             **MODEL,
         },
@@ -133,6 +135,28 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
     "keys add": ([("NAME", True, None)], {}),
     "keys list": ([], {}),
     "keys remove": ([("ID", True, None)], {}),
+    "study": (
+        [("NAME", True, None)],
+        {
+            **MODEL,
+            "--out": "required",
+            "--data": None,
+            "--quick": False,
+            "--seeds": "0",
+            "--documents": None,
+            "--questions": None,
+            "--characters": None,
+            "--jobs": 0,
+            "--keep": False,
+            "--arms": None,
+            "--lengths": "",
+            "--graded": None,
+        },
+    ),
+    "pre-sft": (
+        [("CORPUS…", True, None)],
+        {**MODEL, "--out": "required", "--mode": "sft", "--keep-out": None},
+    ),
     "config": ([], {"--config": None, "--set": None}),
     "library list": ([], {}),
     "library show": ([ENTRY], {}),

@@ -140,6 +140,12 @@ class JudgeUnreachableError(LiftError):
     exit_code, http_status = 25, 502
 
 
+class CorpusError(LiftError):
+    """A corpus for pre-LIFT fine-tuning that is missing, empty or bad, or holds a document that is to be kept out."""
+
+    exit_code, http_status = 26, 422
+
+
 # --- machine ----------------------------------------------------------------------------------------------------------
 
 

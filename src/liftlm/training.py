@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from liftlm.adapters import AttachedAdapter, use_adapter
+from liftlm.adapters import AttachedAdapter, start_fingerprint, use_adapter
 from liftlm.attention import fast_attention
 from liftlm.checkpoints import (
     Progress,
@@ -252,10 +252,9 @@ class _Run:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(self.examples[index]) for index in chosen)
-        self.progress.advance(epoch, loss * targets, targets, tokens, time.monotonic() - started)
-        metrics = self._metrics(epoch, loss, rate, norm, tokens, time.monotonic() - started)
-        self._log(metrics)
-        return metrics
+        seconds = time.monotonic() - started
+        self.progress.advance(epoch, loss * targets, targets, tokens, seconds)
+        return self._log(self._metrics(epoch, loss, rate, norm, tokens, seconds))
 
     def _accumulate(self, chosen: list[int], targets: int) -> float:
         """Backward over this process's micro-batches; returns the step's mean loss over all processes."""
@@ -303,9 +302,10 @@ class _Run:
             seconds_left=left * self.progress.seconds / max(self.progress.tokens, 1),
         )
 
-    def _log(self, metrics: StepMetrics) -> None:
+    def _log(self, metrics: StepMetrics) -> StepMetrics:
         if self.folder is not None and self.accelerator.is_main_process:
             append_row(self.folder / _METRICS, dataclasses.asdict(metrics))
+        return metrics
 
     def finish(self) -> TrainingReport:
         if self._sharded:
@@ -336,6 +336,8 @@ class _Run:
         ]
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         digest = hashlib.sha256(canonical_json([*parts, shapes, self.model.fingerprint, torch.__version__]).encode())
+        if (start := start_fingerprint(self.config.adapter)) is not None:
+            digest.update(start.encode())
         for example in self._given:
             digest.update(repr((example.tokens, example.labels)).encode())
         return digest.hexdigest()
