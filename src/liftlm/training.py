@@ -94,8 +94,7 @@ def train(
 
     feed: more examples, which arrive while training runs (see `Schedule`); in one process only. soft: the rows that
     `Example.soft` counts in. on_step may raise InterruptedWorkError, as a signal would: the state is saved.
-    Raises what the feed raises, and InterruptedWorkError (Ctrl-C; state saved),
-    NotEnoughMemoryError (predicted, or met), TrainingDivergedError.
+    Raises what the feed raises, InterruptedWorkError, NotEnoughMemoryError (predicted, or met), TrainingDivergedError.
     """
     if not examples and feed is None:
         raise ValueError("nothing to train on")

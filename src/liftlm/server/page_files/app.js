@@ -380,12 +380,14 @@ async function loadTasks(offset) {
 }
 
 async function drawCurve() {
-  const rows = (await (await call(`/v1/documents/${state.open.id}/losses`)).json()).data.filter((row) => row.loss !== null);
+  const card = state.open;
+  const rows = (await (await call(`/v1/documents/${card.id}/losses`)).json()).data.filter((row) => row.loss !== null);
+  if (state.open === null || state.open.id !== card.id) return;  // closed, or another one opened, meanwhile
   const svg = $("curve"), title = $("curve-title");
   svg.replaceChildren(title);
   if (!rows.length) return;
   const width = 640, height = 260, left = 46, right = 12, top = 14, bottom = 32;
-  const steps = Math.max(state.open.job.steps, rows.at(-1).step, 2), most = Math.max(...rows.map((row) => row.loss)), least = Math.min(0, ...rows.map((row) => row.loss));
+  const steps = Math.max(card.job?.steps ?? 0, rows.at(-1).step, 2), most = Math.max(...rows.map((row) => row.loss)), least = Math.min(0, ...rows.map((row) => row.loss));
   const x = (step) => left + (width - left - right) * (step - 1) / (steps - 1);
   const y = (loss) => height - bottom - (height - top - bottom) * (loss - least) / (most - least || 1);
   const draw = (name, attributes, text) => {
