@@ -32,11 +32,12 @@ lint: $(DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# a test uses one thread, so that a test per core runs at once
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 test-slow: lint
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache build src/*.egg-info

@@ -67,7 +67,7 @@ def test_the_window_is_used_well_but_never_exceeded(tiny_model: Any) -> None:
 
 
 def test_shared_text_is_computed_once_for_questions_of_like_length(tmp_path: Path) -> None:
-    from liftlm.answering import _fill
+    from liftlm.answering import fill_question
     from liftlm.context import WindowText
     from liftlm.generating import _plan
 
@@ -75,7 +75,7 @@ def test_shared_text_is_computed_once_for_questions_of_like_length(tmp_path: Pat
     config = settings("answering.context=truncate")
     text = WindowText(DOCUMENT.text, model.encode, config.answering)
     questions = ["Who rang?", "Who sang?", "Who rang it?"]
-    prompts = [_fill(model, DOCUMENT, q, text, config.answering) for q in questions]
+    prompts = [fill_question(model, DOCUMENT, q, text, config.answering) for q in questions]
     ((batch, prefix),) = list(_plan(model, prompts, 8192))
     assert len(batch) == 3 and prefix is not None
     assert prefix.tokens > len(prompts[0].context)

@@ -93,7 +93,7 @@ MODEL = {"--model": None, "--window": None, "--config": None, "--set": None}
 JUDGE = {"--judge-url": None, "--judge-model": None, "--bert-score": False}
 SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
     # command: arguments (name, required, default), options with defaults
-    "absorb": ([DOCUMENT], {"--tasks": None, "--title": None, **MODEL}),
+    "absorb": ([DOCUMENT], {"--tasks": None, "--start": None, "--title": None, **MODEL}),
     "ask": (
         [DOCUMENT, ("[QUESTION]", False, None)],
         {
@@ -101,7 +101,9 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--out": None,
             "--context": None,
             "--base": False,
+            "--diagnose": False,
             "--tasks": None,
+            "--start": None,
             "--title": None,
             **MODEL,
         },
@@ -129,6 +131,32 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
         },
     ),
     "score": ([("FOLDER", True, None)], JUDGE),
+    "serve": ([], {**MODEL, "--host": "127.0.0.1", "--port": 8321, "--name": None, "--log-content": False}),
+    "keys add": ([("NAME", True, None)], {}),
+    "keys list": ([], {}),
+    "keys remove": ([("ID", True, None)], {}),
+    "study": (
+        [("NAME", True, None)],
+        {
+            **MODEL,
+            "--out": "required",
+            "--data": None,
+            "--quick": False,
+            "--seeds": "0",
+            "--documents": None,
+            "--questions": None,
+            "--characters": None,
+            "--jobs": 0,
+            "--keep": False,
+            "--arms": None,
+            "--lengths": "",
+            "--graded": None,
+        },
+    ),
+    "pre-sft": (
+        [("CORPUS…", True, None)],
+        {**MODEL, "--out": "required", "--mode": "sft", "--keep-out": None},
+    ),
     "config": ([], {"--config": None, "--set": None}),
     "library list": ([], {}),
     "library show": ([ENTRY], {}),
@@ -185,9 +213,10 @@ def test_light_commands_do_not_load_torch(home: Path, tmp_path: Path) -> None:
         "for line in sys.argv.pop().split(';'):\n"
         "    sys.argv = ['lift', *line.split()]\n"
         "    try:\n        main()\n    except SystemExit:\n        pass\n"
-        "print(sorted({'torch', 'transformers', 'peft', 'accelerate'} & set(sys.modules)))\n"
+        "print(sorted(set('torch transformers peft accelerate fastapi uvicorn'.split()) & set(sys.modules)))\n"
     )
-    commands = f"--help;ask --help;config;library list;library verify;library show abc;ask {tmp_path}/missing Who?"
+    commands = "--help;ask --help;serve --help;keys list;config;library list;library verify;library show abc"
+    commands += f";ask {tmp_path}/missing Who?"
     done = subprocess.run([sys.executable, "-c", code, commands], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liftlm.config import LiftConfig, load_config
-from liftlm.errors import WriterUnreachableError
+from liftlm.errors import ConfigError, WriterUnreachableError
 from liftlm.examples import NO_LOSS, Example, plan_steps, plan_training
 from liftlm.schedule import Schedule, Step
 
@@ -348,3 +348,20 @@ def test_estimates_depend_on_the_steps_alone(case: Case) -> None:
             estimate = schedule.steps, schedule.tokens
             assert known.setdefault(repr(schedule.taken), estimate) == estimate
             more = schedule.next() is not None
+
+
+def test_total_tokens_take_the_place_of_epochs() -> None:
+    """Epochs go on until the next step would be more too many than too few; each is in its own order."""
+    examples = [Example(tuple(range(10, 10 + 40)), tuple(range(10, 10 + 40))) for _ in range(5)]
+
+    def taken(total: int | None, epochs: int = 2) -> list[tuple[int, list[int]]]:
+        settings = [f"training.epochs={epochs}", "training.batch_tokens=80"]
+        return plan_training(examples, load_config(None, [*settings, f"training.total_tokens={total or 'null'}"]))
+
+    two = taken(None)
+    assert taken(400) == two == taken(400, epochs=1), "as many as two epochs have"
+    assert sum(len(step) for _, step in taken(1000)) * 40 == 1000 and taken(1000)[-1][0] == 4
+    assert taken(280) == two[:4] and taken(1) == two[:1]
+    assert LiftConfig().recipe()["training"].keys().isdisjoint({"total_tokens"})
+    with pytest.raises(ConfigError, match="total_tokens"):
+        load_config(None, ["training.total_tokens=100", "tasks.writer=self"])

@@ -639,6 +639,11 @@ def test_segments_alone_need_no_writer(writer: str, folder: Path, tmp_path: Path
     assert not (tmp_path / "tasks.jsonl").exists() and not (tmp_path / "teacher.safetensors").exists()
 
 
+@torch.inference_mode()  # as in generating
+def bare_logits(model: Any) -> float:
+    return float(model.network(torch.arange(5, 45)[None]).logits.sum())
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_training_is_not_disturbed_by_what_the_bare_model_writes(
     kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -648,7 +653,7 @@ def test_training_is_not_disturbed_by_what_the_bare_model_writes(
     recipe += ["training.gradient_checkpointing=true", "tasks.reading=0.5"]
     found, calls = [], []
     for together in (100, 2):
-        stub = Stub(answer_well, lambda model: float(model.network(torch.arange(5, 45)[None]).logits.detach().sum()))
+        stub = Stub(answer_well, bare_logits)
         monkeypatch.setattr(liftlm.writing, "generate", stub)
         monkeypatch.setattr("liftlm.tasks.self_written._TOGETHER", together)
         found.append(absorbed(folder, config("self", *recipe))[1])

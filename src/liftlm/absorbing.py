@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liftlm.adapters import attach_adapter, remove_adapter
+from liftlm.adapters import attach_adapter, remove_adapter, start_fingerprint
 from liftlm.config import LiftConfig
 from liftlm.devices import join_processes
 from liftlm.distilling import task_examples
@@ -158,11 +158,13 @@ def _for_all_processes(write: Callable[[], list[Task]], together: Accelerator) -
 
 
 def adapter_id(document: Document, model: Model, config: LiftConfig, tasks: Sequence[Task] | None = None) -> str:
-    """What decides an adapter's content, hashed: text and title, base weights, recipe, tasks if given. 16 hex digits."""
+    """What decides an adapter's content, hashed: text, title, base weights, recipe, start and tasks if given. 16 hex digits."""
     recipe = model.resolve(config).recipe(tasks_given=tasks is not None)
     parts: dict[str, Any] = {
         "text": document.id, "title": document.title, "model": model.fingerprint, "recipe": recipe
     }  # fmt: skip
+    if (start := start_fingerprint(config.adapter)) is not None:
+        parts["start"] = start
     if tasks is not None:
         parts["tasks"] = [dataclasses.asdict(task) for task in tasks]
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]

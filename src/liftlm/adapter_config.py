@@ -38,6 +38,7 @@ class AdapterConfig(_Branch):
     initialization: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = "kaiming"
     # names as in PEFT, of linear layers; the head is never one
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    start: str | None = None  # folder of a starting adapter that `lift pre-sft` made; None = one that changes nothing
     dora: bool = False  # PEFT's use_dora: directions and lengths of the weights are learnt apart
     rslora: bool = False  # PEFT's use_rslora: LoRA scale = alpha / √rank
     layers: Annotated[tuple[_Whole, ...], Field(min_length=1)] | None = None  # from 0, or from -1 down; None = all
@@ -45,7 +46,10 @@ class AdapterConfig(_Branch):
     prefix: PrefixConfig = PrefixConfig()
 
     def recipe(self) -> dict[str, Any]:
-        """What takes part, for this kind; what came later and is not used is left out, so that entries are found again."""
+        """What takes part, for this kind; what came later and is not used is left out, so that entries are found again.
+
+        Of `start` its content counts, not its place (`adapters.start_fingerprint`).
+        """
         settings = self.model_dump(mode="json")
         later = {"dora": False, "rslora": False, "layers": None}
         used = {key: settings[key] for key, unused in later.items() if settings[key] != unused}

@@ -70,10 +70,10 @@ def answer_all(
     document = _document(adapter, document)
     settings = (config or (adapter.config if adapter else LiftConfig())).answering
     seed = (config or LiftConfig()).seed
-    text = _window_text(model, adapter, document, settings)
-    prompts = [_fill(model, document, question, text, settings) for question in questions]
+    text = window_text(model, adapter, document, settings)
+    prompts = [fill_question(model, document, question, text, settings) for question in questions]
     answers: dict[int, Answer] = {}
-    with use_adapter(model, adapter.id if adapter else None, strength=_strength(settings)):
+    with use_adapter(model, adapter.id if adapter else None, strength=acting_strength(settings)):
         for generated in generate(model, prompts, settings, seed, on_text):
             index = generated.index
             answers[index] = _answer(questions[index], prompts[index], generated, adapter, settings)
@@ -85,7 +85,7 @@ def check_questions(model: Model, document: Document, questions: Sequence[str], 
     """Raises QuestionTooLongError for a question that will not fit the window, before any work is done for it."""
     nothing = WindowText("", model.encode, config.answering)
     for question in questions:
-        _fill(model, document, question, nothing, config.answering)
+        fill_question(model, document, question, nothing, config.answering)
 
 
 class Conversation:
@@ -102,7 +102,7 @@ class Conversation:
         self._model, self._adapter = model, adapter
         self._document = _document(adapter, document)
         self._config = config or (adapter.config if adapter else LiftConfig())
-        self._text = _window_text(model, adapter, self._document, self._config.answering)
+        self._text = window_text(model, adapter, self._document, self._config.answering)
         self._history: list[tuple[str, str]] = []
 
     @property
@@ -116,14 +116,14 @@ class Conversation:
         kept = list(self._history)
         while True:
             try:
-                prompt = _fill(self._model, self._document, question, self._text, settings, kept)
+                prompt = fill_question(self._model, self._document, question, self._text, settings, kept)
                 break
             except QuestionTooLongError:
                 if not kept:
                     raise
                 kept.pop(0)
         name = self._adapter.id if self._adapter else None
-        with use_adapter(self._model, name, strength=_strength(settings)):
+        with use_adapter(self._model, name, strength=acting_strength(settings)):
             (generated,) = generate(self._model, [prompt], settings, self._config.seed, on_text)
         self._history = [*kept, (question, generated.text)]
         return _answer(question, prompt, generated, self._adapter, settings)
@@ -144,7 +144,8 @@ def _answer(
     )
 
 
-def _strength(settings: AnsweringConfig) -> float:
+def acting_strength(settings: AnsweringConfig) -> float:
+    """How much of an adapter acts, by what is in the window."""
     return 1.0 if settings.context == "none" else settings.strength_with_text
 
 
@@ -163,7 +164,8 @@ def _document(adapter: Adapter | None, document: Document | None) -> Document:
     return document if document is not None else adapter.document  # type: ignore[union-attr]
 
 
-def _window_text(model: Model, adapter: Adapter | None, document: Document, settings: AnsweringConfig) -> WindowText:
+def window_text(model: Model, adapter: Adapter | None, document: Document, settings: AnsweringConfig) -> WindowText:
+    """The document as the context policy shows it; where there is an adapter, it ranks what `retrieve` finds."""
     if adapter is None:
         return WindowText(document.text, model.encode, settings)
     name, ranker = adapter.id, Ranker(model, document.title)
@@ -175,18 +177,28 @@ def _window_text(model: Model, adapter: Adapter | None, document: Document, sett
     return WindowText(document.text, model.encode, settings, rerank)
 
 
-def _fill(
+def fill_question(
     model: Model,
     document: Document,
     question: str,
     text: WindowText,
     settings: AnsweringConfig,
     history: Sequence[tuple[str, str]] = (),
+    system: str = "",
 ) -> FilledWindow:
-    """The text stands before the first question, and is chosen for the last."""
+    """A prompt. The text stands before the first question, and is chosen for the last; system: an instruction before all.
+
+    Raises QuestionTooLongError.
+    """
     asked = [question_wording(document.title, earlier) for earlier, _ in history]
     asked.append(question_wording(document.title, question))
     answered = [answer for _, answer in history]
     return fill_window(
-        model, asked, answered, lambda budget: text.select(question, budget), settings.max_new_tokens, text.for_all
+        model,
+        asked,
+        answered,
+        lambda budget: text.select(question, budget),
+        settings.max_new_tokens,
+        text.for_all,
+        system=system,
     )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SEAM = "lift_seam"  # the child of an attention module that is asked instead, where there is one
-_ROUTED = "liftlm_"  # then the name of the implementation that does the work
+_ROUTED = "lift_routed_"  # then the name of the implementation that does the work
 
 
 @dataclass
@@ -68,10 +68,21 @@ def is_routed(network: PreTrainedModel) -> bool:
     return str(network.config.get_text_config()._attn_implementation).startswith(_ROUTED)
 
 
+def implementation(network: PreTrainedModel) -> str:
+    """The name of what computes attention, whether or not it goes through here."""
+    return str(network.config.get_text_config()._attn_implementation).removeprefix(_ROUTED)
+
+
+def use_implementation(network: PreTrainedModel, name: str) -> None:
+    """Another one, by its name in transformers' interface; what goes through here goes on doing so."""
+    routed = is_routed(network)
+    network.config.get_text_config()._attn_implementation = name
+    route(network, routed)
+
+
 def route(network: PreTrainedModel, on: bool) -> None:
     """Whether attention goes through here. Off, the network is as transformers made it."""
-    config = network.config.get_text_config()
-    name = str(config._attn_implementation).removeprefix(_ROUTED)
+    name = implementation(network)
     if on:
         routed = _ROUTED + name
         if routed not in ALL_ATTENTION_FUNCTIONS:
@@ -79,7 +90,7 @@ def route(network: PreTrainedModel, on: bool) -> None:
             if name in ALL_MASK_ATTENTION_FUNCTIONS:  # masks are made by that name too
                 ALL_MASK_ATTENTION_FUNCTIONS.register(routed, ALL_MASK_ATTENTION_FUNCTIONS[name])
         name = routed
-    config._attn_implementation = name
+    network.config.get_text_config()._attn_implementation = name
 
 
 def _attend(

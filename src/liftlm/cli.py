@@ -7,22 +7,39 @@ Heavy imports wait for the command that needs them. Exit codes: 0, 2 for a wrong
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from liftlm import __version__
-from liftlm.config import DEFAULT_MODEL, LiftConfig, load_config, to_yaml
+from liftlm.arguments import (
+    BaseOption,
+    ConfigOption,
+    ContextOption,
+    DocumentArgument,
+    ModelOption,
+    SetOption,
+    StartOption,
+    TasksOption,
+    TitleOption,
+    WindowOption,
+    load_chosen_model,
+    read_config,
+    read_document,
+)
+from liftlm.config import LiftConfig, load_config, to_yaml
 from liftlm.display import TrainingDisplay, console, minutes, note
-from liftlm.documents import Document, load_document
-from liftlm.errors import ConfigError, DocumentNotFoundError, LiftError
+from liftlm.documents import Document
+from liftlm.errors import ConfigError, LiftError
 from liftlm.evaluation_commands import evaluate, score
 from liftlm.library_commands import export, library_app
+from liftlm.pre_sft_commands import pre_sft
 from liftlm.process import as_text, first_process, report_error, run_process
-from liftlm.shelf import Entry, Shelf
+from liftlm.server_commands import keys_app, serve
+from liftlm.shelf import Entry
+from liftlm.study_commands import study
 
 if TYPE_CHECKING:
     from liftlm.absorbing import Adapter
@@ -41,26 +58,10 @@ app.add_typer(library_app, name="library")
 app.command()(export)
 app.command()(evaluate)
 app.command()(score)
-
-DocumentArgument = Annotated[
-    str, typer.Argument(metavar="DOCUMENT", help="A file, - for standard input, or a library id.")
-]
-TitleOption = Annotated[str | None, typer.Option("--title", help="Title of the document; default: taken from it.")]
-ModelOption = Annotated[str | None, typer.Option("--model", help="A model folder, hub id or built-in name.")]
-WindowOption = Annotated[
-    int | None, typer.Option("--window", help="Tokens the model may see at once; default: its own limit.")
-]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. training.epochs=2; repeatable.")]
-ContextOption = Annotated[
-    str | None, typer.Option("--context", help="Text in the window beside the question: none, truncate or retrieve.")
-]
-BaseOption = Annotated[bool, typer.Option("--base", help="Ask the bare model, without absorbing (for comparison).")]
-TasksOption = Annotated[
-    Path | None,
-    typer.Option("--tasks", help="Train on these questions (JSONL, see `lift tasks`), not on written ones."),
-]
-
+app.command()(serve)
+app.add_typer(keys_app, name="keys")
+app.command()(study)
+app.command("pre-sft")(pre_sft)
 
 # --- absorbing and answering ------------------------------------------------------------------------------------------
 
@@ -69,6 +70,7 @@ TasksOption = Annotated[
 def absorb(
     document: DocumentArgument,
     tasks: TasksOption = None,
+    start: StartOption = None,
     title: TitleOption = None,
     model: ModelOption = None,
     window: WindowOption = None,
@@ -76,10 +78,10 @@ def absorb(
     settings: SetOption = None,
 ) -> None:
     """Absorb DOCUMENT into an adapter and keep it in the library."""
-    resolved = _config(config, settings, model=model, window=window)
-    text, entry = _document(document, title)
+    resolved = read_config(config, settings, model=model, window=window, start=start)
+    text, entry = read_document(document, title)
     given = _given_tasks(tasks, text)
-    adapter, new = _absorb(text, _load_model(resolved, entry), resolved, given)
+    adapter, new = _absorb(text, load_chosen_model(resolved, entry), resolved, given)
     if first_process():
         print(f"{adapter.id}  {text.title}" + ("" if new else "  (was in the library)"))
 
@@ -96,7 +98,11 @@ def ask(
     ] = None,
     context: ContextOption = None,
     base: BaseOption = False,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Look for known failures of absorbing first; warns in sentences.")
+    ] = False,
     tasks: TasksOption = None,
+    start: StartOption = None,
     title: TitleOption = None,
     model: ModelOption = None,
     window: WindowOption = None,
@@ -111,15 +117,18 @@ def ask(
     question = None if question is None else as_text(question)
     if question is not None and not question.strip():
         raise ConfigError("The question is empty.", "Write what you want to know.")
-    resolved = _config(config, settings, model=model, window=window, context=context)
-    text, entry = _document(document, title)
+    if diagnose and base:
+        raise ConfigError("--base absorbs nothing that --diagnose could look at.", "Leave one of the two out.")
+    resolved = read_config(config, settings, model=model, window=window, context=context, start=start)
+    text, entry = read_document(document, title)
     if questions is not None:
-        _ask_file(questions, out, document, text, entry, resolved, base, tasks)
+        _ask_file(questions, out, document, text, entry, resolved, base, tasks, diagnose)
         return
     given = _given_tasks(tasks, text)
-    loaded = _load_model(resolved, entry)
+    loaded = load_chosen_model(resolved, entry)
     adapter = _ready(text, entry, loaded, resolved, base, [str(question)], given)
     if first_process():
+        _warn(diagnose, loaded, adapter, resolved)
         _print_streamed(loaded, adapter, str(question), text, resolved)
 
 
@@ -132,6 +141,7 @@ def _ask_file(
     config: LiftConfig,
     base: bool,
     tasks: Path | None,
+    diagnose: bool,
 ) -> None:
     from liftlm.questions import answer_rows, check_out, read_questions
 
@@ -139,10 +149,11 @@ def _ask_file(
     if out is not None:
         check_out(out, questions, Path(name))
     given = _given_tasks(tasks, text)
-    loaded = _load_model(config, entry)
+    loaded = load_chosen_model(config, entry)
     adapter = _ready(text, entry, loaded, config, base, [row["question"] for row in rows], given)
     if not first_process():
         return
+    _warn(diagnose, loaded, adapter, config)
     answered = answer_rows(
         loaded,
         adapter,
@@ -174,10 +185,10 @@ def chat(
     """Talk about DOCUMENT; turns are kept as far as the window allows. /quit or Ctrl-D ends."""
     if document == "-":
         raise ConfigError("A chat reads its questions from standard input.", "Give the document as a file.")
-    resolved = _config(config, settings, model=model, window=window, context=context)
-    text, entry = _document(document, title)
+    resolved = read_config(config, settings, model=model, window=window, context=context)
+    text, entry = read_document(document, title)
     given = _given_tasks(tasks, text)
-    loaded = _load_model(resolved, entry)
+    loaded = load_chosen_model(resolved, entry)
     adapter = _ready(text, entry, loaded, resolved, base, [], given)
 
     from liftlm.answering import Conversation
@@ -216,13 +227,13 @@ def write_tasks(
     from liftlm.questions import check_out
     from liftlm.task_report import report_tasks
 
-    resolved = _config(config, settings, model=model)
+    resolved = read_config(config, settings, model=model)
     if resolved.tasks.writer == "none":
         raise ConfigError("tasks.writer is none, which writes nothing.", "Use --set tasks.writer=extractive.")
-    text, entry = _document(document, title)
+    text, entry = read_document(document, title)
     if out is not None:
         check_out(out, Path(document))
-    report_tasks(text, resolved, lambda: _load_model(resolved, entry), out, sample)
+    report_tasks(text, resolved, lambda: load_chosen_model(resolved, entry), out, sample)
 
 
 @app.command()
@@ -238,10 +249,10 @@ def demo(
     from liftlm.demo import run_demo
     from liftlm.questions import check_out
 
-    resolved = _config(config, settings, model=model, window=window)
+    resolved = read_config(config, settings, model=model, window=window)
     if out is not None:
         check_out(out)
-    run_demo(_load_model(resolved), resolved, every=every, out=out)
+    run_demo(load_chosen_model(resolved), resolved, every=every, out=out)
 
 
 @app.command("config")
@@ -251,43 +262,6 @@ def print_config(config: ConfigOption = None, settings: SetOption = None) -> Non
 
 
 # --- what the commands share ------------------------------------------------------------------------------------------
-
-
-def _config(
-    path: Path | None,
-    settings: list[str] | None,
-    *,
-    model: str | None = None,
-    window: int | None = None,
-    context: str | None = None,
-) -> LiftConfig:
-    """Defaults → file → --set → the flags that stand for a setting."""
-    flags: dict[str, Any] = {"model.name": model, "model.window": window, "answering.context": context}
-    # as JSON, since a model called 1.0 is a text; not escaped, since YAML reads escaped surrogates differently
-    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
-    return load_config(path, [*(settings or []), *given])
-
-
-def _document(name: str, title: str | None) -> tuple[Document, Entry | None]:
-    """A file or standard input; where there is no such file, an entry of the library."""
-    try:
-        return load_document(name, title), None
-    except DocumentNotFoundError:
-        shelf = Shelf()
-        if not re.fullmatch("[0-9a-f]{1,16}", name) or not shelf.matching(name):
-            raise
-        entry = shelf.find(name)
-        stored = shelf.document(entry.id)
-        return Document(title=title or stored.title, text=stored.text, source=stored.source), entry
-
-
-def _load_model(config: LiftConfig, entry: Entry | None = None) -> Model:
-    from liftlm.models import load_model
-
-    name = config.model.name
-    if entry is not None and name == DEFAULT_MODEL:
-        name = str(entry.card["model"]["name"])
-    return load_model(name, config.model, notify=note)
 
 
 def _given_tasks(path: Path | None, text: Document) -> list[Task] | None:
@@ -312,7 +286,7 @@ def _ready(
     check_questions(model, text, questions, config)
     if base:
         return None
-    if entry is None or tasks is not None:
+    if entry is None or tasks is not None or config.adapter.start is not None:
         return _absorb(text, model, config, tasks)[0]
     adapter = Library().open(entry.id, model)
     asked, stored, default = model.resolve(config).recipe(), adapter.config.recipe(), LiftConfig().recipe()
@@ -352,6 +326,13 @@ def _absorb(text: Document, model: Model, config: LiftConfig, tasks: list[Task] 
     else:
         note(f"From the library: '{text.title}' (id {adapter.id}).")
     return adapter, new
+
+
+def _warn(diagnose: bool, model: Model, adapter: Adapter | None, config: LiftConfig) -> None:
+    if diagnose and adapter is not None:
+        from liftlm.diagnosing import warn_of_failures
+
+        warn_of_failures(model, adapter, config)
 
 
 def _print_streamed(model: Model, adapter: Adapter | None, question: str, text: Document, config: LiftConfig) -> None:

@@ -7,15 +7,13 @@ are applied by `LiftConfig.resolved`, and the result is what is saved with every
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     Field,
     ValidationError,
     field_validator,
@@ -24,6 +22,8 @@ from pydantic import (
 
 from liftlm.adapter_config import AdapterConfig as AdapterConfig
 from liftlm.errors import ConfigError
+from liftlm.invalid_settings import explain_invalid
+from liftlm.server_config import ServerConfig
 from liftlm.setting_types import Branch as _Branch
 from liftlm.setting_types import Number as _Number
 from liftlm.setting_types import Whole as _Whole
@@ -132,6 +132,9 @@ class TrainingConfig(_Branch):
     """The plain loop. Betas, eps, clipping and weight decay are those of the authors' code."""
 
     epochs: _Whole = Field(default=1, ge=1)
+    total_tokens: _Whole | None = Field(
+        default=None, ge=1
+    )  # instead of epochs: as many as this takes, the last one cut
     learning_rate: _Number = Field(default=7e-4, gt=0)
     batch_tokens: _Whole = Field(default=512, ge=1)  # tokens an optimiser step sees, over all devices
     micro_batch_tokens: _Whole = Field(default=2048, ge=1)  # tokens in one forward pass on one device; memory
@@ -175,6 +178,20 @@ _ONLY_HOW = {"base_url", "api_key_variable", "concurrency", "timeout_seconds", "
 _HOW_TASKS_ARE_WRITTEN = {"writer", "per_sentence", "sentences_together", "requests", "llm"}
 
 
+class PreSftConfig(_Branch):
+    """Fine-tuning over many documents (`lift pre-sft`); how a document is absorbed stands in the other branches."""
+
+    documents_per_step: _Whole = Field(default=4, ge=1)  # whose gradients one step of the outer loop averages
+    document_tokens: _Whole = Field(default=4096, ge=64)  # of a document, from a random place; more is left out
+    learning_rate: _Number = Field(default=1e-4, gt=0)  # of the outer loop
+    tasks: _Whole = Field(default=16, ge=1)  # questions a document is asked after it was absorbed
+    reading: _Number = Field(default=0.25, ge=0, le=1)  # share of those that are asked with text in the window
+    # --mode meta: how the start is moved, and how far a document is absorbed before it is asked
+    algorithm: Literal["fomaml", "reptile"] = "fomaml"
+    inner_steps: _Whole = Field(default=4, ge=1)
+    inner_learning_rate: _Number = Field(default=7e-4, gt=0)
+
+
 class LiftConfig(_Branch):
     """The whole tree. `LiftConfig()` is the default recipe."""
 
@@ -184,9 +201,13 @@ class LiftConfig(_Branch):
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
     answering: AnsweringConfig = AnsweringConfig()
+    server: ServerConfig = ServerConfig()
+    pre_sft: PreSftConfig = PreSftConfig()
     seed: _Whole = Field(default=0, ge=0, lt=2**32)  # torch's 64 bits hold it and the number of a step
 
-    @field_validator("model", "segments", "tasks", "adapter", "training", "answering", mode="before")
+    @field_validator(
+        "model", "segments", "tasks", "adapter", "training", "answering", "pre_sft", "server", mode="before"
+    )
     @classmethod
     def _empty_group(cls, value: Any) -> Any:
         """A heading with nothing below it, in YAML."""
@@ -194,6 +215,13 @@ class LiftConfig(_Branch):
 
     @model_validator(mode="after")
     def _tasks_take_part(self) -> LiftConfig:
+        if self.training.total_tokens is not None:
+            if self.tasks.writer in ("self", "llm") and not self.tasks.teacher_weight:
+                raise ValueError(
+                    f"training.total_tokens needs all tasks before training, and tasks.writer is {self.tasks.writer}, which "
+                    "writes while it goes on"
+                )
+            return self
         if self.tasks.writer != "none" and self.tasks.first_epoch >= self.training.epochs:
             raise ValueError(
                 f"tasks.first_epoch ({self.tasks.first_epoch}) is not below training.epochs ({self.training.epochs}), so tasks "
@@ -222,6 +250,10 @@ class LiftConfig(_Branch):
         training = self.training.model_dump(
             mode="json", exclude={"checkpoint_seconds", "gradient_checkpointing", "micro_batch_tokens"}
         )
+        if training["total_tokens"] is None:
+            del training["total_tokens"]  # recipes from before it was there keep their ids
+        else:
+            del training["epochs"]
         adapter = self.adapter.recipe()
         segments = self.segments.model_dump(mode="json")
         tasks = self.tasks.model_dump(mode="json", exclude={"llm": _ONLY_HOW})
@@ -234,11 +266,13 @@ class LiftConfig(_Branch):
         return {"segments": segments, "tasks": tasks, "adapter": adapter, "training": training, "seed": self.seed}
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> LiftConfig:
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), below: Mapping[str, Any] | None = None
+) -> LiftConfig:
     """Defaults → YAML file → overrides such as `training.learning_rate=1e-4`.
 
-    Raises ConfigError for an unreadable file, an unknown key (with the nearest one), a wrong value or contradictory
-    settings.
+    below: other defaults for some settings (dotted keys), where neither file nor overrides say anything. Raises ConfigError
+    for an unreadable file, an unknown key (with the nearest one), a wrong value or contradictory settings.
     """
     tree: dict[str, Any] = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
@@ -252,6 +286,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
                 f"The value of '{override}' is not valid YAML.", "Quote it, for example 'key=\"a: b\"'."
             ) from error
         _put(tree, key.strip(), value)
+    for key, value in (below or {}).items():
+        if not _is_set(tree, key):
+            _put(tree, key, value)
     return parse_config(tree, str(path) if path is not None else "the settings given")
 
 
@@ -260,7 +297,9 @@ def parse_config(tree: dict[str, Any], origin: str) -> LiftConfig:
     try:
         return LiftConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin), "`lift config` prints every setting with its value.") from None
+        raise ConfigError(
+            explain_invalid(error, origin, LiftConfig), "`lift config` prints every setting with its value."
+        ) from None
 
 
 def to_yaml(config: LiftConfig) -> str:
@@ -294,6 +333,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _is_set(tree: Mapping[str, Any], key: str) -> bool:
+    branch, _, leaf = key.rpartition(".")
+    for name in branch.split(".") if branch else []:
+        tree = tree.get(name) or {}
+        if not isinstance(tree, Mapping):
+            return True  # wrong, and explained when it is parsed
+    return leaf in tree
+
+
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key, making the branches on the way."""
     *branches, leaf = key.split(".")
@@ -305,46 +353,3 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(f"'{key}' is not a setting: '{branch}' has no settings below it.", "See `lift config`.")
         tree = below
     tree[leaf] = value
-
-
-def _known_keys(branch: type[BaseModel] = LiftConfig, prefix: str = "") -> list[str]:
-    """Every setting and group of settings, dotted."""
-    keys: list[str] = []
-    for name, field in branch.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, f"{prefix}{name}.")
-    return keys
-
-
-def _nearest_key(key: str) -> str | None:
-    """What a wrong key may have meant: that name elsewhere, one like it at the same place, or one like it elsewhere."""
-    place, _, name = key.rpartition(".")
-    known = _known_keys()
-    here = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == place}
-    anywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
-    if name in anywhere:
-        return anywhere[name]
-    for names, cutoff in ((here, 0.6), (anywhere, 0.75)):
-        found = difflib.get_close_matches(name, names, 1, cutoff)
-        if found:
-            return names[found[0]]
-    return None
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    """One sentence for the first thing that is wrong."""
-    first = error.errors()[0]
-    modules = "literal['all-linear']"  # how pydantic marks the first of the two forms of adapter.target_modules
-    key = ".".join(str(part) for part in first["loc"] if part != modules)
-    if first["type"] in ("extra_forbidden", "invalid_key"):
-        near = _nearest_key(key)
-        return f"Unknown setting '{key}' in {origin}" + (f"; did you mean '{near}'?" if near else ".")
-    if first["type"] == "value_error":
-        return f"Contradictory settings in {origin}: {first['ctx']['error']}."
-    if first["type"] == "model_type":
-        return f"'{key}' in {origin} is a group of settings and cannot be {first['input']!r}."
-    reason = (
-        "input should be 'all-linear' or a list of module names" if modules in first["loc"] else first["msg"].lower()
-    )
-    return f"Setting '{key}' in {origin} cannot be {first['input']!r}: {reason}."

@@ -140,6 +140,12 @@ class JudgeUnreachableError(LiftError):
     exit_code, http_status = 25, 502
 
 
+class CorpusError(LiftError):
+    """A corpus for pre-LIFT fine-tuning that is missing, empty or bad, or holds a document that is to be kept out."""
+
+    exit_code, http_status = 26, 422
+
+
 # --- machine ----------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +198,68 @@ class EntryNotFoundError(LiftError):
     """No entry, or several, with that id."""
 
     exit_code, http_status = 42, 404
+
+
+# --- server -----------------------------------------------------------------------------------------------------------
+
+
+class InvalidRequestError(LiftError):
+    """A request that is malformed, or asks for something that is not implemented.
+
+    parameter: the part of the request that is meant. code: OpenAI's word for the case.
+    """
+
+    exit_code, http_status = 50, 400
+
+    def __init__(self, message: str, next_step: str = "", *, parameter: str | None = None, code: str = "invalid_value"):
+        super().__init__(message, next_step)
+        self.parameter, self.code = parameter, code
+
+
+class NotAuthorizedError(LiftError):
+    """No bearer key, or not one that this server knows."""
+
+    exit_code, http_status = 51, 401
+
+
+class NotAllowedError(LiftError):
+    """A request from a web page of another site, or under a name that is not this server's."""
+
+    exit_code, http_status = 52, 403
+
+
+class TooLargeError(LiftError):
+    """A body, a document or a number of documents over a limit of the server."""
+
+    exit_code, http_status = 53, 413
+
+
+class ServerBusyError(LiftError):
+    """The queue is full, or a rate limit is reached. retry_after: seconds."""
+
+    exit_code, http_status = 54, 429
+
+    def __init__(self, message: str, next_step: str = "", *, retry_after: int = 1) -> None:
+        super().__init__(message, next_step)
+        self.retry_after = retry_after
+
+
+class NotReadyError(LiftError):
+    """The model is still being loaded, the document is not absorbed yet, or the server is stopping."""
+
+    exit_code, http_status = 55, 503
+
+
+class WrongStateError(LiftError):
+    """Something that the document's state does not allow."""
+
+    exit_code, http_status = 56, 409
+
+
+class AddressError(LiftError):
+    """The server cannot listen there: taken, not this machine's, or open to others without a key."""
+
+    exit_code, http_status = 57, 500
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------

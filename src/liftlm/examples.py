@@ -126,7 +126,8 @@ def plan_training(examples: Sequence[Example], config: LiftConfig) -> list[tuple
 
     Segments are the examples without a group. Tasks join after `tasks.first_epoch` epochs; then `tasks.mix` is their
     share of an epoch's tokens: all tasks are seen once, and as many segments, drawn anew each epoch, as that leaves room
-    for (or several times).
+    for (or several times). `training.total_tokens` takes the place of the number of epochs: steps go on until the next one
+    would leave more tokens too many than too few.
     """
     segments = [index for index, example in enumerate(examples) if not example.group]
     tasks = [index for index, example in enumerate(examples) if example.group]
@@ -134,13 +135,19 @@ def plan_training(examples: Sequence[Example], config: LiftConfig) -> list[tuple
     task_tokens += sum({examples[i].group: examples[i].shared for i in tasks if examples[i].together}.values())
     mix = config.tasks.mix
     plan: list[tuple[int, list[int]]] = []
-    for epoch in range(config.training.epochs):
+    most, used = config.training.total_tokens, 0
+    for epoch in itertools.count() if most is not None and examples else range(config.training.epochs):
         chosen = segments if epoch < config.tasks.first_epoch else segments + tasks
         if tasks and mix is not None and epoch >= config.tasks.first_epoch:
             wanted = 0 if mix == 1 else task_tokens * (1 - mix) / mix if mix else None
             chosen = segments if wanted is None else _draw(segments, examples, wanted, f"{config.seed}/{epoch}") + tasks
-        steps = plan_steps([examples[index] for index in chosen], config.training.batch_tokens, epoch, config.seed)
-        plan += [(epoch, [chosen[position] for position in step]) for step in steps]
+        for places in plan_steps([examples[i] for i in chosen], config.training.batch_tokens, epoch, config.seed):
+            step = [chosen[place] for place in places]
+            tokens = sum(len(examples[index]) for index in step)
+            if most is not None and plan and used + tokens / 2 > most:
+                return plan
+            plan.append((epoch, step))
+            used += tokens
     return plan
 
 

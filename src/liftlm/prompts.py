@@ -26,7 +26,7 @@ _ASK = "Please answer the question based on"
 class Turn:
     """One message of a conversation, already encoded."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     tokens: tuple[int, ...]
 
 

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from liftlm.adapters import AttachedAdapter, use_adapter
+from liftlm.adapters import AttachedAdapter, start_fingerprint, use_adapter
+from liftlm.attention import fast_attention
 from liftlm.checkpoints import (
     Progress,
     append_row,
@@ -34,7 +35,7 @@ from liftlm.checkpoints import (
     write_checkpoint,
 )
 from liftlm.config import LiftConfig, TrainingConfig
-from liftlm.devices import StopRequest, current_memory, join_processes, peak_memory
+from liftlm.devices import StopRequest, current_memory, join_processes, keep_freed_memory, peak_memory
 from liftlm.errors import ConfigError, InterruptedWorkError, NotEnoughMemoryError, TrainingDivergedError
 from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.memory import MEMORY_ADVICE, check_memory
@@ -92,9 +93,8 @@ def train(
     """Trains the attached adapter `name` on `examples`. With a folder: checkpoints, metrics.jsonl and resuming.
 
     feed: more examples, which arrive while training runs (see `Schedule`); in one process only. soft: the rows that
-    `Example.soft` counts in.
-    Raises what the feed raises, and InterruptedWorkError (Ctrl-C; state saved),
-    NotEnoughMemoryError (predicted, or met), TrainingDivergedError.
+    `Example.soft` counts in. on_step may raise InterruptedWorkError, as a signal would: the state is saved.
+    Raises what the feed raises, InterruptedWorkError, NotEnoughMemoryError (predicted, or met), TrainingDivergedError.
     """
     if not examples and feed is None:
         raise ValueError("nothing to train on")
@@ -107,7 +107,12 @@ def train(
                     chosen = run.schedule.next()
                 if chosen is None:
                     return run.finish()
-                on_step(run.step(*chosen))
+                metrics = run.step(*chosen)
+                try:
+                    on_step(metrics)
+                except InterruptedWorkError:
+                    run.maybe_checkpoint(at_once=True)
+                    raise
                 signal = run.agree(stop.signal)
                 run.maybe_checkpoint(at_once=signal is not None)
                 if signal is not None:
@@ -246,10 +251,9 @@ class _Run:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(self.examples[index]) for index in chosen)
-        self.progress.advance(epoch, loss * targets, targets, tokens, time.monotonic() - started)
-        metrics = self._metrics(epoch, loss, rate, norm, tokens, time.monotonic() - started)
-        self._log(metrics)
-        return metrics
+        seconds = time.monotonic() - started
+        self.progress.advance(epoch, loss * targets, targets, tokens, seconds)
+        return self._log(self._metrics(epoch, loss, rate, norm, tokens, seconds))
 
     def _accumulate(self, chosen: list[int], targets: int) -> float:
         """Backward over this process's micro-batches; returns the step's mean loss over all processes."""
@@ -297,9 +301,10 @@ class _Run:
             seconds_left=left * self.progress.seconds / max(self.progress.tokens, 1),
         )
 
-    def _log(self, metrics: StepMetrics) -> None:
+    def _log(self, metrics: StepMetrics) -> StepMetrics:
         if self.folder is not None and self.accelerator.is_main_process:
             append_row(self.folder / _METRICS, dataclasses.asdict(metrics))
+        return metrics
 
     def finish(self) -> TrainingReport:
         if self._sharded:
@@ -330,6 +335,8 @@ class _Run:
         ]
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         digest = hashlib.sha256(canonical_json([*parts, shapes, self.model.fingerprint, torch.__version__]).encode())
+        if (start := start_fingerprint(self.config.adapter)) is not None:
+            digest.update(start.encode())
         for example in self._given:
             digest.update(repr((example.tokens, example.labels)).encode())
         return digest.hexdigest()
@@ -379,9 +386,9 @@ class _Run:
 
 @contextlib.contextmanager
 def _training_mode(model: Model, settings: TrainingConfig) -> Iterator[None]:
-    """Dropout and gradient checkpointing on, and off again; the caller's random numbers are not touched."""
+    """Dropout, gradient checkpointing and fast attention on, and off again; the caller's random numbers are not touched."""
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), fast_attention(model.network), keep_freed_memory():
         try:
             model.network.train()
             if settings.gradient_checkpointing:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from liftlm.errors import QuestionTooLongError
 from liftlm.generating import Prompt
 from liftlm.models import Model
-from liftlm.prompts import Turn, Wording, answer_turn, leading_tokens, render_prompt, worded_turn
+from liftlm.prompts import Turn, Wording, answer_turn, encode_text, leading_tokens, render_prompt, worded_turn
 
 _CONTEXT_STEP = 64  # tokens
 
@@ -28,17 +28,19 @@ def fill_window(
     max_new_tokens: int,
     for_all: bool = True,
     chat: bool = True,
+    system: str = "",
 ) -> FilledWindow:
     """The prompt of a conversation; `answered` is one shorter than `asked`. The text stands in the first turn.
 
     choose: at most so many token ids → those of the document that are to be shown; for_all: whether other questions get
     the same, which is then computed once; chat: through the model's chat template, if it has one, else a single question's
-    words as they are. Raises QuestionTooLongError where even no text leaves no room for the answer.
+    words as they are; system: an instruction before all turns. Raises QuestionTooLongError where even no text leaves no room
+    for the answer.
     """
     tokenizer = model.tokenizer
 
     def prompt(context: Sequence[int]) -> list[int]:
-        turns: list[Turn] = []
+        turns: list[Turn] = [Turn("system", tuple(encode_text(tokenizer, system)))] if system else []
         for position, wording in enumerate(asked):
             turns.append(worded_turn(tokenizer, wording, context if position == 0 else ()))
             if position < len(answered):

@@ -7,6 +7,7 @@ that adapters never leak into each other or into the bare model. Knows nothing o
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,9 @@ from liftlm.adapters.seam import CARD, read_card
 from liftlm.config import AdapterConfig
 from liftlm.errors import ConfigError, EntryNotFoundError
 from liftlm.models import Model
+from liftlm.storage import file_sha256
+
+START_FOLDER = "start"  # of what `lift pre-sft` writes
 
 
 class AttachedAdapter(Protocol):
@@ -58,12 +62,14 @@ _ACTIVE = (
 def attach_adapter(
     model: Model, name: str, config: AdapterConfig, seed: int, tokens: Sequence[int] = ()
 ) -> AttachedAdapter:
-    """Adds a fresh adapter (off) that changes nothing yet, but for a prefix and Gated Memory's other start.
+    """Adds a fresh adapter (off): one that changes nothing yet, a copy of `config.start`, or a prefix.
 
-    tokens: the document's, which a prefix begins with. Raises ConfigError where the settings do not fit the model.
+    tokens: the document's, which a prefix begins with. Raises ConfigError where the settings, or the start, do not fit the model.
     """
     if name in model.adapters:
         remove_adapter(model, name)
+    if config.start is not None:
+        return load_adapter(model, name, find_start(config))
     with use_adapter(model, None):  # it starts from the bare weights and is off, whatever is on at the moment
         fresh = _fresh(model, name, config, seed, tokens)
     model.adapters[name] = fresh
@@ -80,6 +86,37 @@ def _fresh(model: Model, name: str, config: AdapterConfig, seed: int, tokens: Se
             return GatedMemoryAdapter.attach(model, name, config, seed)
         case "prefix":
             return PrefixAdapter.attach(model, name, config, tokens)
+
+
+def find_start(config: AdapterConfig) -> Path:
+    """The folder of the starting adapter's files: `config.start`, or `start` inside it. Raises ConfigError."""
+    given = Path(str(config.start)).expanduser()
+    for folder in (given / START_FOLDER, given):
+        if (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file():
+            break
+    else:
+        raise ConfigError(f"{given} holds no starting adapter.", "Give the folder that `lift pre-sft --out` made.")
+    if config.kind != "lora":
+        raise ConfigError(
+            f"A starting adapter is a LoRA, and adapter.kind is {config.kind}.", "Leave adapter.kind out, or --start."
+        )
+    try:
+        stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        rank, alpha = int(stored["r"]), float(stored["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"The starting adapter in {folder} is damaged: {error}.", "Make or copy it again.") from error
+    if (rank, alpha) != (config.rank, config.alpha) or config.initialization != "kaiming":
+        raise ConfigError(
+            f"The starting adapter has rank {rank} and alpha {alpha:g}, the settings say {config.rank}, {config.alpha:g} and "
+            f"initialization {config.initialization}.",
+            f"Use --set adapter.rank={rank} --set adapter.alpha={alpha:g}, and no other initialization than kaiming.",
+        )
+    return folder
+
+
+def start_fingerprint(config: AdapterConfig) -> str | None:
+    """What tells starting adapters apart: SHA-256 of the weights; None without one. Raises ConfigError."""
+    return None if config.start is None else file_sha256(find_start(config) / "adapter_model.safetensors")
 
 
 def load_adapter(model: Model, name: str, folder: Path) -> AttachedAdapter:
@@ -145,4 +182,13 @@ def _switch(model: Model, name: str | None, training: bool = False, strength: fl
         model.adapters[_ACTIVE] = (name, training, strength)
 
 
-__all__ = ["AttachedAdapter", "attach_adapter", "load_adapter", "remove_adapter", "use_adapter"]
+__all__ = [
+    "START_FOLDER",
+    "AttachedAdapter",
+    "attach_adapter",
+    "find_start",
+    "load_adapter",
+    "remove_adapter",
+    "start_fingerprint",
+    "use_adapter",
+]

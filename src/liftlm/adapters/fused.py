@@ -35,8 +35,8 @@ class FusedLinear(Linear):  # type: ignore[misc]  # PEFT has no types
         if len(active) != 1 or active[0] in self.lora_variant or self.lora_bias[active[0]]:
             return None
         (name,) = active
-        weights = (self.base_layer.weight, self.lora_A[name].weight, self.lora_B[name].weight)
-        if any(type(weight) is not torch.nn.Parameter or weight.dtype != x.dtype for weight in weights):
+        weight, down, up = self.base_layer.weight, self.lora_A[name].weight, self.lora_B[name].weight
+        if any(type(matrix) is not torch.nn.Parameter for matrix in (weight, down, up)) or weight.dtype != x.dtype:
             return None  # sharded or quantised, or of mixed precision
         if self.base_layer.weight.requires_grad or torch.is_autocast_enabled(x.device.type):
             return None
@@ -53,7 +53,8 @@ def fuse_linear(target: torch.nn.Module, adapter_name: str, config: Any, **optio
 class _LoraProduct(torch.autograd.Function):
     """y = x W' + bias + scale * (x A') B', for a frozen W.
 
-    x (…, in), W (out, in), A (rank, in), B (out, rank).
+    x (…, in), W (out, in), A (rank, in), B (out, rank). A and B may be wider than x and W (float32 weights of an adapter on
+    a bfloat16 network): they are multiplied in x's number format, as under autocast, and get gradients in their own.
     """
 
     @staticmethod
@@ -61,6 +62,8 @@ class _LoraProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
+        ctx.formats = down.dtype, up.dtype
+        down, up = down.to(x.dtype), up.to(x.dtype)
         low = rows.mm(down.T)
         result = torch.nn.functional.linear(rows, weight, bias).addmm_(low, up.T, alpha=scale)
         ctx.save_for_backward(rows, low, weight, down, up)
@@ -74,6 +77,6 @@ class _LoraProduct(torch.autograd.Function):
         grad = grad.reshape(-1, grad.shape[-1])
         grad_low = grad.mm(up).mul_(ctx.scale)
         grad_x = grad.mm(weight).addmm_(grad_low, down).view(ctx.shape) if need_x else None
-        grad_down = grad_low.T.mm(rows) if need_down else None
-        grad_up = grad.T.mm(low).mul_(ctx.scale) if need_up else None
+        grad_down = grad_low.T.mm(rows).to(ctx.formats[0]) if need_down else None
+        grad_up = grad.T.mm(low).to(ctx.formats[1]).mul_(ctx.scale) if need_up else None
         return grad_x, None, None, grad_down, grad_up, None

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from liftlm.adapters.seam import SeamAdapter, read_card, read_weights, sites_of
-from liftlm.attention_calls import AttentionCall, listening
+from liftlm.attention_calls import AttentionCall, implementation, listening
 from liftlm.config import AdapterConfig
 from liftlm.errors import ConfigError
 from liftlm.models import Model
 from liftlm.prompts import leading_tokens
 
 _RUN = 64  # tokens of a run, where the prefix is to cover the document
-_KNOWN = ("sdpa", "eager")  # implementations whose masks are known to be what `_Mask` extends
+_KNOWN = ("sdpa", "eager", "liftlm_blocks")  # implementations whose masks are known to be what `_Mask` extends
 
 
 class _Mask:
@@ -167,9 +167,9 @@ def _caches(model: Model, tokens: Sequence[int], positions_below: bool) -> dict[
 
 
 def _check(model: Model) -> None:
-    implementation = str(model.network.config.get_text_config()._attn_implementation)
-    if implementation not in _KNOWN:
+    name = implementation(model.network)
+    if name not in _KNOWN:
         raise ConfigError(
-            f"A prefix is not supported with the attention implementation '{implementation}'.",
-            f"Load the model with one of: {', '.join(_KNOWN)}.",
+            f"A prefix is not supported with the attention implementation '{name}'.",
+            "Load the model with 'sdpa' or 'eager'.",
         )

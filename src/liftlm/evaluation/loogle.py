@@ -105,7 +105,7 @@ class _QuestionAnswering(LooGLE):
             question=text_of(pair, "Q", where).strip(),
             answers=answers_of(pair.get("A"), where),
             evidence=finder.find(texts_of(read_evidence(pair.get("S")), "the evidence", where)),
-            kind=_kind(pair.get("type")),
+            kind=kind_of(pair.get("type")),
         )
 
     def score(self, question: Question, answer: str) -> dict[str, float]:
@@ -226,7 +226,7 @@ def _pairs(row: Mapping[str, Any], where: str) -> list[Any]:
     return pairs
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """One of KINDS in whatever spelling ("timeline_reorder", "Timeline Reorder"), "" where the set has none."""
     first = str(value).lower().replace("_", " ").split()[:1]
     return next((kind for kind in KINDS if kind.split()[:1] == first), "")

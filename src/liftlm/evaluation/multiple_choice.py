@@ -74,10 +74,10 @@ class QuALITY(MultipleChoice):
                 raise BenchmarkDataError(f"{where} has not as many outputs as instructions.", _QUALITY_LINE)
             for index, (instruction, output) in enumerate(zip(asked, gold, strict=True), 1):
                 at = f"{where}, question {index}"
-                question, choices = _split_options(str(instruction), at)
+                question, choices = split_options(str(instruction), at)
                 yield (
                     document,
-                    Question(f"{number}-{index}", question, (_right(str(output), choices, at),), choices=choices),
+                    Question(f"{number}-{index}", question, (right_choice(str(output), choices, at),), choices=choices),
                 )
 
 
@@ -125,7 +125,7 @@ class LongHealth(MultipleChoice):
             raise BenchmarkDataError(f"{where} is not a JSON object.", _LONGHEALTH_FILE)
         keys = [f"answer_{letter}" for letter in _LETTERS.lower() if f"answer_{letter}" in row]
         choices = tuple(_plain(text_of(row, key, where)) for key in keys)
-        right = _right(text_of(row, "correct", where), choices, where)
+        right = right_choice(text_of(row, "correct", where), choices, where)
         evidence = _spans(row.get("answer_location"), texts, names, where)
         return Question(identity, text_of(row, "question", where).strip(), (right,), evidence, choices=choices)
 
@@ -162,7 +162,7 @@ def named_choice(answer: str, choices: Sequence[str]) -> int | None:
     return scores.index(best) if best > 0 and scores.count(best) == 1 else None
 
 
-def _split_options(instruction: str, where: str) -> tuple[str, tuple[str, ...]]:
+def split_options(instruction: str, where: str) -> tuple[str, tuple[str, ...]]:
     """("question", options) of a text with "(A) …" at the beginnings of lines."""
     question, *rest = _OPTION.split(instruction)
     letters, texts = "".join(rest[::2]), tuple(map(_plain, rest[1::2]))
@@ -171,7 +171,7 @@ def _split_options(instruction: str, where: str) -> tuple[str, tuple[str, ...]]:
     return question.strip(), texts
 
 
-def _right(gold: str, choices: tuple[str, ...], where: str) -> str:
+def right_choice(gold: str, choices: tuple[str, ...], where: str) -> str:
     """The option that the gold means: its text, its letter, or both."""
     plain = _plain(gold)
     lettered = re.fullmatch(r"\(?([A-J])\)?[.:]?(?:\s+(.*))?", plain)

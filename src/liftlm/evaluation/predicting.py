@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from liftlm.absorbing import Adapter
-from liftlm.adapters import use_adapter
+from liftlm.adapters import start_fingerprint, use_adapter
 from liftlm.config import AnsweringConfig, LiftConfig, RetrievalConfig
 from liftlm.context import WindowText
 from liftlm.demo import load_demo
@@ -32,6 +32,7 @@ from liftlm.likelihood import Ranker, continuation_nlls
 from liftlm.models import Model
 from liftlm.prompts import encode_text
 from liftlm.storage import canonical_json, write_errors
+from liftlm.tasks import Task
 from liftlm.training import OnStep
 from liftlm.windows import FilledWindow, fill_window
 
@@ -76,11 +77,16 @@ class Predictor:
         on_row: Callable[[Row], None] = lambda row: None,
         on_step: OnStep = lambda metrics: None,
         part: tuple[int, int] = (0, 1),
+        library: Library | None = None,
+        tasks: Callable[[Document], Sequence[Task] | None] = lambda document: None,
+        interference: bool = True,
     ) -> None:
+        """library: default, the user's; tasks: given ones for a document; interference: whether it is measured."""
         self._model, self._config, self._benchmark, self._folder = model, config, benchmark, folder
         self._on_row, self._on_step = on_row, on_step
         self._part, self._parts = part
-        self._library = Library()
+        self._library = library or Library()
+        self._tasks, self._interference = tasks, interference
         self._before: Interference | None = None
         self._contexts = {row["id"] for row in read_rows(folder, "contexts")[0]}
         self._absorbed = {(row["document_id"], row["control"]) for row in read_rows(folder, "absorbs")[0]}
@@ -89,18 +95,26 @@ class Predictor:
         """This process's share of the documents (every `parts`-th). Raises ConfigError for unknown methods, and what
         absorbing raises; a question that fails for itself becomes a row with an error, tried again next time."""
         check_methods(methods)
-        done = {row["id"] for row in read_predictions(self._folder)[0] if not row["error"]}
+        done = self.done()
         for index in range(self._part, len(items), self._parts):
-            item = items[index]
-            for method in methods:
-                way = METHODS[method]
-                asked = [q for q in item.questions if q.evidence or way.text != "evidence"]
-                missing = [q for q in asked if self._row_id(item, q, method) not in done]
-                if missing:
-                    adapter = self._adapter(items, index, way)
-                    for row in self._answer(item, missing, method, adapter):
-                        self._append("predictions", row)
-                        self._on_row(row)
+            self.predict_document(items, index, methods, done)
+
+    def done(self) -> set[str]:
+        """Ids of the rows that are there already."""
+        return {row["id"] for row in read_predictions(self._folder)[0] if not row["error"]}
+
+    def predict_document(self, items: Sequence[Item], index: int, methods: Sequence[str], done: set[str]) -> None:
+        """What is missing of one document; the others are there for the control."""
+        item = items[index]
+        for method in methods:
+            way = METHODS[method]
+            asked = [q for q in item.questions if q.evidence or way.text != "evidence"]
+            missing = [q for q in asked if self._row_id(item, q, method) not in done]
+            if missing:
+                adapter = self._adapter(items, index, way)
+                for row in self._answer(item, missing, method, adapter):
+                    self._append("predictions", row)
+                    self._on_row(row)
 
     # --- absorbing ----------------------------------------------------------------------------------------------------
 
@@ -109,7 +123,8 @@ class Predictor:
             return None
         document = items[index].document
         absorbed = document if way.adapter == "own" else _other_document(items, index)
-        adapter, _ = self._library.absorb_once(absorbed, self._model, self._config, on_step=self._on_step)
+        tasks = self._tasks(absorbed)
+        adapter, _ = self._library.absorb_once(absorbed, self._model, self._config, tasks=tasks, on_step=self._on_step)
         if (document.id, way.adapter == "other") not in self._absorbed:
             self._absorbed.add((document.id, way.adapter == "other"))
             self._append("absorbs", self._absorb_row(document, adapter, way))
@@ -117,7 +132,7 @@ class Predictor:
 
     def _absorb_row(self, document: Document, adapter: Adapter, way: Way) -> Row:
         interference = None
-        if way.adapter == "own":
+        if way.adapter == "own" and self._interference:
             if self._before is None:
                 self._before = measure_interference(self._model, None, self._config)
             after = measure_interference(self._model, adapter.id, self._config)
@@ -137,6 +152,8 @@ class Predictor:
             "control": way.adapter == "other",
             "tokens": adapter.document_tokens,
             "tasks": adapter.tasks,
+            "steps": report.steps,
+            "training_tokens": report.tokens,
             "seconds": report.seconds,
             "tokens_per_second": report.tokens_per_second,
             "peak_memory_bytes": report.peak_memory_bytes,
@@ -235,11 +252,21 @@ class Predictor:
             "question": dataclasses.asdict(question),
             "method": method,
             "answering": answering | {"max_new_tokens": self._benchmark.max_new_tokens},
-            "recipe": None if METHODS[method].adapter == "none" else self._model.resolve(self._config).recipe(),
+            "recipe": None if METHODS[method].adapter == "none" else self._recipe(item),
             "model": self._model.fingerprint,
             "window": self._model.window,
         }
         return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:24]
+
+    def _recipe(self, item: Item) -> Row:
+        """What decides the adapter besides model and document; as it was before there were given tasks and starts."""
+        tasks, config = self._tasks(item.document), self._model.resolve(self._config)
+        recipe = config.recipe(tasks_given=tasks is not None)
+        if tasks is not None:
+            recipe["given"] = [dataclasses.asdict(task) for task in tasks]
+        if (start := start_fingerprint(config.adapter)) is not None:
+            recipe["start"] = start
+        return recipe
 
     def _row(self, item: Item, question: Question, method: str) -> Row:
         given = dataclasses.asdict(question)

@@ -1,0 +1,143 @@
+"""`lift serve` and `lift keys`: the server's process, and who may use it."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import logging
+import os
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liftlm.config import LiftConfig, load_config
+from liftlm.display import note
+from liftlm.errors import AddressError, ConfigError, EntryNotFoundError
+from liftlm.shelf import library_home
+
+keys_app = typer.Typer(
+    help="Make, list and remove the keys of `lift serve`.", no_args_is_help=True, rich_markup_mode=None
+)
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client", "multipart")
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; beyond this machine only with keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8321,
+    name: Annotated[list[str] | None, typer.Option("--name", help="A host name clients use; repeatable.")] = None,
+    log_content: Annotated[bool, typer.Option("--log-content", help="Also log questions and answers.")] = False,
+    model: Annotated[str | None, typer.Option("--model", help="A model folder, hub id or built-in name.")] = None,
+    window: Annotated[int | None, typer.Option("--window", help="Tokens the model may see at once.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting; repeatable.")] = None,
+) -> None:
+    """Absorb documents and answer about them over HTTP (OpenAI's protocol), with a page for the browser."""
+    _check_installed()
+    flags = {"model.name": model, "model.window": window}
+    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
+    _run(load_config(config, [*(settings or []), *given]), host, port, name or [], log_content)
+
+
+def _check_installed() -> None:
+    missing = [package for package in _NEEDED if find_spec(package) is None]
+    if missing:
+        raise ConfigError(
+            f"`lift serve` needs packages that are not installed: {', '.join(missing)}.", "pip install 'liftlm[server]'"
+        )
+
+
+def _run(config: LiftConfig, host: str, port: int, names: list[str], log_content: bool) -> None:
+    open_to_others = not _is_loopback(host)
+    listening = _listen(host, port)
+    import uvicorn
+
+    from liftlm.server.app import make_app
+    from liftlm.server.service import Service
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("liftlm.server").setLevel(logging.INFO)
+    service = Service(config, keys_required=open_to_others)
+    if open_to_others and not service.store.all_keys():
+        raise AddressError(
+            f"Listening on {host} would let others in without a key.",
+            "`lift keys add NAME` makes one; without --host only this machine is served.",
+        )
+    app = make_app(service, hosts=names, log_content=log_content)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False)
+    )
+    failures: list[BaseException] = []
+
+    def give_up(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app.state.on_failure = give_up
+    app.state.stopping = lambda: server.should_exit
+    address = listening.getsockname()
+    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+    note(f"Listening on http://{shown}:{address[1]} (the page, /v1, /metrics); loading the model. Ctrl-C stops.")
+    server.run(sockets=[listening])
+    if failures:
+        raise failures[0]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket, so that a taken port is known before the model is loaded. Raises AddressError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise AddressError(
+            f"Cannot listen on {host} port {port}: {reason}.", "Choose another --port or --host."
+        ) from error
+    return listening
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@keys_app.command("add")
+def add_key(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is.")]) -> None:
+    """Make a key and print it, once: only a hash of it is kept. A running server knows it at once."""
+    from liftlm.server.keys import make_key
+    from liftlm.server.store import Store
+
+    key_id, key = make_key(Store(library_home() / "server.sqlite"), name)
+    note(f"{key_id} for {name}. It cannot be shown again:")
+    print(key)
+
+
+@keys_app.command("list")
+def list_keys() -> None:
+    """One line a key: id, date, name."""
+    from liftlm.server.store import Store
+
+    for key_id, name, _, created in Store(library_home() / "server.sqlite").all_keys():
+        print(f"{key_id}  {datetime.datetime.fromtimestamp(created):%Y-%m-%d %H:%M}  {name}")
+
+
+@keys_app.command("remove")
+def remove_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `lift keys list` shows it.")]) -> None:
+    """Make a key invalid. Its documents stay in the library."""
+    from liftlm.server.store import Store
+
+    if not Store(library_home() / "server.sqlite").remove_key(key_id):
+        raise EntryNotFoundError(f"There is no key '{key_id}'.", "`lift keys list` shows all.")
+    note(f"Removed {key_id}.")

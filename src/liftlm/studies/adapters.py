@@ -1,0 +1,206 @@
+"""Study: ways of holding a document (any settings, by name), compared at equal absorbing time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import yaml
+
+from liftlm.absorbing import absorb
+from liftlm.adapters import remove_adapter, use_adapter
+from liftlm.config import LiftConfig
+from liftlm.diagnosing import UNRELATED
+from liftlm.errors import ConfigError
+from liftlm.evaluation.benchmark import Item
+from liftlm.evaluation.blocks import Block, Heading, Paragraph, Table
+from liftlm.models import Model
+from liftlm.studies.bench import Bench, domain_of, with_settings
+from liftlm.studies.drawing import bars
+from liftlm.studies.intervals import Figure, Outcome, Verdict, difference, figure, groups, quotient, share_above
+from liftlm.studies.questions import NEEDLE, with_needles
+from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
+from liftlm.studies.tables import contrasts, in_words, shown, tabulate, where
+
+_TRIAL_STEPS = 4  # in which an arm's pace is measured; the first is not counted
+_METHODS = ("lift", "lift+icl", "lift+oracle")
+_COSTS = ("adapter_megabytes", "absorb_seconds", "pace", "unrelated_rise")
+
+
+class Adapters(Study):
+    """Each arm gets the first arm's absorbing time: its pace is tried first, and turned into a number of tokens."""
+
+    name = "adapters"
+    title = "ways of holding a document"
+    claim = "At equal absorbing time another adapter keeps reading text in the window better than LoRA, at no less memorisation."
+    source = "2502.14644 v1–v3 says so of Gated Memory"
+    defaults: ClassVar[Mapping[str, Any]] = {"model.window": 2048, "tasks.per_sentence": 1}
+    quick: ClassVar[Mapping[str, Any]] = QUICK_SETTINGS
+    alone: ClassVar[bool] = True
+
+    def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
+        read_arms(options.arms)  # what is wrong with them is said now, not after hours
+        return with_needles(item, 1 if options.quick else 3)
+
+    def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
+        for number, (name, settings) in enumerate(read_arms(bench.options.arms).items()):
+            if not (bench.options.quick and bench.options.arms is None and number > 1):
+                yield Arm(name, _METHODS, settings)
+
+    def measure(self, bench: Bench, index: int, seed: int) -> None:
+        item = bench.items[index]
+        bench.ask(Arm("base model", ("closed-book", "icl", "oracle"), once=True), seed, index)
+        seconds: float | None = None
+        for arm in self.arms(bench, item, seed):
+            pace = _pace(bench, arm, seed, index)
+            if seconds is not None:
+                settings = dict(arm.settings) | {"training.total_tokens": max(1, round(seconds * pace))}
+                arm = Arm(arm.name, arm.methods, settings)
+            key = {"what": "costs", "arm": arm.name, "seed": seed, "document_id": item.document.id}
+            if not bench.has(**key):
+                bench.add(key, _costs(bench, arm, seed, index) | {"pace": pace})
+            seconds = seconds or bench.find(**key)["absorb_seconds"]
+            bench.ask(arm, seed, index)
+
+    def conclude(self, rows: Sequence[Row], options: Options, folder: Path) -> Conclusion:
+        costs = [row for row in rows if row.get("what") == "costs"]
+        answers = [row for row in rows if row.get("what") is None]
+        arms = groups(costs, "arm")
+        quality, figures = tabulate(
+            [row | {"needle": row["kind"] == NEEDLE} for row in answers], ("arm", "method", "needle")
+        )
+        spent, more = tabulate(costs, ("arm",), _COSTS)
+        kept = {
+            arm: quotient(answers, "token_f1", where(arm=arm, method="lift+oracle"), where(method="oracle"))
+            for arm in arms
+        }
+        reading = Table(
+            ["arm", "reading kept", "n"], [[arm, each.shown(2), str(each.units)] for arm, each in kept.items()]
+        )
+        pairs = {
+            f"{arm} − {arms[0]}, {method}": (where(arm=arm, method=method), where(arm=arms[0], method=method))
+            for arm in arms[1:]
+            for method in _METHODS
+        }
+        compared, paired = contrasts(answers, pairs)
+        text = (
+            "reading kept: token F1 with the evidence in the window, with the adapter / without. unrelated_rise: rise of "
+            "the loss on unrelated text, relative. pace: tokens a second. needle: questions about sentences hidden in the text."
+        )
+        blocks: list[Block] = [
+            *(Heading("Answers"), quality, Heading("Reading kept"), reading),
+            *(
+                Heading("Costs"),
+                spent,
+                Heading(f"Against {arms[0] if arms else 'the first arm'}"),
+                compared,
+                Paragraph(text),
+            ),
+        ]
+        found = [*figures, *more, *paired]
+        found += [{"arm": arm, "metric": "reading_kept"} | each.row() for arm, each in kept.items() if each.units]
+        series = {
+            method: {arm: figure(answers, "likelihood", where(arm=arm, method=method)) for arm in arms}
+            for method in _METHODS
+        }
+        drawing = Drawing("arms", "Likelihood of the answers, by arm and method", bars(series, "nats a token"))
+        return Conclusion(_verdict(answers, arms), found, blocks, [drawing])
+
+
+def read_arms(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Name → settings, of a YAML file or the program's own. Raises ConfigError."""
+    try:
+        text = (
+            (resources.files("liftlm.studies") / "adapters.yaml").read_text(encoding="utf-8")
+            if path is None
+            else path.read_text(encoding="utf-8")
+        )
+        arms = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"The arms in {path} cannot be read: {' '.join(str(error).split())}.", _LIKE_THIS) from error
+    if not isinstance(arms, dict) or not arms or not all(isinstance(each, dict | None) for each in arms.values()):
+        raise ConfigError(f"{path} is not a mapping of names to settings.", _LIKE_THIS)
+    found = {str(name): dict(settings or {}) for name, settings in arms.items()}
+    for name, settings in found.items():
+        if "seed" in settings:
+            raise ConfigError(f"The arm '{name}' sets a seed.", "Seeds are given with --seeds, for all arms.")
+        with_settings(LiftConfig(), settings)
+    return found
+
+
+_LIKE_THIS = 'Write for each arm: name: {"adapter.rank": 8}.'
+
+
+def _pace(bench: Bench, arm: Arm, seed: int, index: int) -> float:
+    """Tokens a second of a few steps; measured once for an arm, seed and document."""
+    document = bench.items[index].document
+    key = {"what": "pace", "arm": arm.name, "seed": seed, "document_id": document.id}
+    if not bench.has(**key):
+        config = bench.settings(arm, seed)
+        steps: list[tuple[int, float]] = []
+        budget = {
+            "training.total_tokens": _TRIAL_STEPS * max(config.training.batch_tokens, config.segments.segment_tokens)
+        }
+        adapter = absorb(
+            document,
+            bench.model,
+            with_settings(config, budget),
+            on_step=lambda metrics: steps.append((metrics.tokens, metrics.tokens / metrics.tokens_per_second)),
+        )
+        remove_adapter(bench.model, adapter.id)
+        counted = steps[1:] or steps
+        pace = sum(tokens for tokens, _ in counted) / sum(seconds for _, seconds in counted)
+        bench.add(key, {"pace": pace, "title": document.title, "unit": f"seed {seed}"})
+    return float(bench.find(**key)["pace"])
+
+
+def _costs(bench: Bench, arm: Arm, seed: int, index: int) -> Row:
+    """Of the arm's adapter: its size, what absorbing took (tasks and teacher included), and what it does to unrelated text."""
+    began = time.monotonic()
+    item = bench.items[index]
+    with bench.absorbed(arm, seed, index) as adapter:
+        whole = time.monotonic() - began
+        stored = bench.library.path / adapter.id / "adapter"
+        size = sum(path.stat().st_size for path in stored.iterdir())
+        before, after = _unrelated(bench.model, None), _unrelated(bench.model, adapter.id)
+        return {
+            "title": item.document.title,
+            "domain": domain_of(item),
+            "unit": f"seed {seed}",
+            "adapter_megabytes": size / 1e6,
+            "absorb_seconds": adapter.report.seconds,
+            "whole_seconds": whole,
+            "training_tokens": adapter.report.tokens,
+            "unrelated_rise": after / before - 1,
+        }
+
+
+@torch.inference_mode()
+def _unrelated(model: Model, adapter: str | None) -> float:
+    ids = torch.tensor([model.encode(UNRELATED)[: model.window]], device=model.device)
+    with use_adapter(model, adapter):
+        return float(model.loss_sum(ids, ids))
+
+
+def _verdict(rows: Sequence[Row], arms: Sequence[str]) -> Verdict:
+    """The arm that reads best beside text, against the first: better there, and not worse without text?"""
+    if len(arms) < 2:
+        return Verdict("not decidable at this size", "There is only one arm.")
+    first = arms[0]
+
+    def against(arm: str, method: str) -> Figure:
+        return difference(rows, "likelihood", where(arm=arm, method=method), where(arm=first, method=method))
+
+    best = max(arms[1:], key=lambda arm: against(arm, "lift+icl").mean)
+    reads, knows = against(best, "lift+icl"), against(best, "lift")
+    better, not_worse = share_above(reads, 0.0), share_above(knows, -0.05)
+    outcome: Outcome = better if better != "confirmed" else not_worse
+    return Verdict(
+        outcome,
+        f"Of the other arms '{best}' reads best beside text, against {first}: {in_words(better, reads, 'likelihood')}; without "
+        f"text it gives {shown('likelihood', knows, sign=True)} (no worse by 0.05: {not_worse}).",
+    )

@@ -1,0 +1,220 @@
+"""Studies on a tiny model: a folder with everything that is promised, resumed row by row, and verdicts that follow intervals."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import save_model
+from liftlm.config import ModelConfig, load_config
+from liftlm.errors import BenchmarkDataError
+from liftlm.models import load_model
+from liftlm.studies.registry import make_study
+from liftlm.studies.running import run_study
+from liftlm.studies.study import Conclusion, Options
+from test_cli import lift
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", window=1024)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Any:
+    return load_model(str(folder), ModelConfig(dtype="float32"))
+
+
+def run(name: str, model: Any, out: Path, *settings: str, **options: Any) -> Conclusion:
+    study = make_study(name)
+    config = load_config(None, [f"model.name={model.folder}", *settings], dict(study.defaults) | {"model.window": 1024})
+    return run_study(study, out, config, Options(quick=True, **options), "lift study …", model)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["overlap", "tasks", "baseline", "domains", "failures", "adapters"])
+def test_a_study_leaves_a_whole_folder(name: str, model: Any, tmp_path: Path) -> None:
+    seeds = (0, 1) if name == "baseline" else (0,)
+    conclusion = run(name, model, tmp_path, seeds=seeds)
+    there = {path.name for path in tmp_path.iterdir()}
+    assert {"study.json", "rows.jsonl", "figures.csv", "verdict.json", "report.md", "report.html", "plots"} <= there
+    report = (tmp_path / "report.md").read_text()
+    assert conclusion.verdict.outcome in ("confirmed", "not confirmed", "not decidable at this size")
+    assert conclusion.verdict.outcome in report and f"Seeds: {', '.join(map(str, seeds))}." in report
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "plots").iterdir())
+    figures = list(csv.DictReader((tmp_path / "figures.csv").open()))
+    assert figures and all(row["seeds"] in ("0", "0 1") and int(row["units"]) > 0 for row in figures)
+    assert all(row["low"] and row["high"] for row in figures if int(row["units"]) >= 3)
+    assert {row["seed"] for row in rows(tmp_path)} == set(seeds)
+    assert not list((tmp_path / "work").rglob("*.safetensors")), "adapters are gone once they were asked"
+
+
+def check_costs(model: Any, out: Path, **options: Any) -> Conclusion:
+    conclusion = run("efficiency", model, out, **options)
+    found = rows(out)
+    points = [row for row in found if row["what"] in ("read", "absorb")]
+    assert all(row["seconds"] > 0 and row["memory_bytes"] >= 0 and row["stopped"] is None for row in points)
+    first = {(row["way"], row["tokens"]): row["seconds"] for row in found if row["what"] == "first"}
+    assert {way for way, _ in first} == {"no wait", "without", "with"}
+    assert {row["kind"] for row in found if row["what"] == "write"} == {"in context", "LIFT"}
+    before = len(found)
+    run("efficiency", model, out, **options)
+    assert len(rows(out)) == before, "nothing is measured twice"
+    return conclusion
+
+
+def test_costs_are_measured_in_processes_of_their_own(model: Any, tmp_path: Path) -> None:
+    conclusion = check_costs(model, tmp_path, lengths=(64, 256))
+    assert conclusion.verdict.outcome == "not decidable at this size", "two lengths tell no line from a parabola"
+    report = (tmp_path / "report.md").read_text()
+    assert "Time to first token" in report and "too few lengths" in report and "Long answers" in report
+
+
+@pytest.mark.slow
+def test_growth_is_fitted_where_there_are_lengths_enough(model: Any, tmp_path: Path) -> None:
+    check_costs(model, tmp_path, seeds=(0, 1))
+    assert "exponent" in (tmp_path / "figures.csv").read_text()
+
+
+# --- resuming, sharing out, refusing ----------------------------------------------------------------------------------
+
+
+def without_times(out: Path) -> dict[str, dict[str, Any]]:
+    clock = {"seconds", "absorb_seconds"}
+    found = [json.loads(line) for path in sorted(out.glob("rows*.jsonl")) for line in path.read_text().splitlines()]
+    return {row["id"]: {key: value for key, value in row.items() if key not in clock} for row in found}
+
+
+@pytest.fixture
+def two_documents(tmp_path: Path) -> tuple[tuple[str, str], ...]:
+    lines = []
+    for name in ("Mara", "Jonas"):
+        text = " ".join(
+            f"On day {day} {name} rang bell number {day + 3} of the old town by the lake." for day in range(1, 30)
+        )
+        asked = [
+            {
+                "question": f"Which bell rang on day {day}?",
+                "answer": f"Number {day + 3}",
+                "evidence": text.split(". ")[day - 1],
+            }
+            for day in (2, 5, 9)
+        ]
+        lines.append(json.dumps({"title": f"The bells of {name}", "text": text, "questions": asked}))
+    path = tmp_path / "bells.jsonl"
+    path.write_text("\n".join(lines))
+    return (("narrative", str(path)),)
+
+
+def test_an_interrupted_study_continues_row_by_row(
+    model: Any, tmp_path: Path, two_documents: Any, monkeypatch: Any
+) -> None:
+    run("baseline", model, tmp_path / "whole", sources=two_documents)
+    from liftlm.evaluation import predicting
+
+    real, count = predicting.Predictor._likelihoods, 0
+
+    def failing(self: Any, *given: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 8:
+            raise KeyboardInterrupt
+        return real(self, *given)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(predicting.Predictor, "_likelihoods", failing)
+        run("baseline", model, tmp_path / "parts", sources=two_documents)
+    before = without_times(tmp_path / "parts")
+    (tmp_path / "parts" / "rows.jsonl").open("a").write('{"torn')
+    run("baseline", model, tmp_path / "parts", sources=two_documents)
+    rows_again = [
+        line for line in (tmp_path / "parts" / "rows.jsonl").read_text().splitlines() if not line.startswith('{"torn')
+    ]
+    after = {row["id"]: row for row in map(json.loads, rows_again)}
+    assert before and set(before) < set(after) == set(without_times(tmp_path / "whole"))
+    assert len(rows_again) == len(after), "nothing was done twice"
+    assert (tmp_path / "parts" / "figures.csv").read_text() == (tmp_path / "whole" / "figures.csv").read_text()
+
+
+@pytest.mark.slow
+def test_processes_share_the_documents(model: Any, tmp_path: Path, two_documents: Any) -> None:
+    run("overlap", model, tmp_path / "one", sources=two_documents)
+    run("overlap", model, tmp_path / "two", sources=two_documents, jobs=2)
+    assert {path.name for path in (tmp_path / "two").glob("rows*")} == {"rows-0.jsonl", "rows-1.jsonl"}
+    one, two = without_times(tmp_path / "one"), without_times(tmp_path / "two")
+    assert set(one) == set(two)
+    assert all(one[key].get("likelihood") == pytest.approx(two[key].get("likelihood"), rel=0.02) for key in one)
+
+
+def test_rows_of_other_settings_do_not_count(model: Any, tmp_path: Path, two_documents: Any) -> None:
+    run("baseline", model, tmp_path, sources=two_documents)
+    first = (tmp_path / "figures.csv").read_text()
+    run("baseline", model, tmp_path, "training.learning_rate=5e-3", sources=two_documents)
+    assert (tmp_path / "figures.csv").read_text() != first
+    assert len({row["setup"] for row in rows(tmp_path)}) == 2
+    run("baseline", model, tmp_path, sources=two_documents)
+    assert (tmp_path / "figures.csv").read_text() == first
+
+
+def test_what_cannot_be_studied_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+
+    def refused(code: int, words: str, *arguments: Any) -> None:
+        result = lift(capsys, "study", *arguments, "--out", out, "--model", folder)
+        assert result.code == code and words in result.err and "Traceback" not in result.err, result.err
+
+    refused(2, "no study 'overlaps'", "overlaps")
+    refused(2, "--seeds cannot be 'x'", "overlap", "--seeds", "x")
+    refused(2, "--graded goes with the study tasks", "overlap", "--graded", "sheet.csv")
+    refused(19, "no file or folder", "overlap", "--data", tmp_path / "none.jsonl")
+    (tmp_path / "text.txt").write_text("Nobody asks about this. " * 40)
+    refused(19, "No document has questions", "baseline", "--data", tmp_path / "text.txt")
+    (tmp_path / "arms.yaml").write_text("fast: {training.speed: 9}\n")
+    refused(2, "Unknown setting 'training.speed'", "adapters", "--arms", tmp_path / "arms.yaml", "--quick")
+    refused(2, "compares with and without a start", "pre-sft", "--quick")
+    out.mkdir(exist_ok=True)
+    (out / "study.json").write_text('{"study": "tasks"}')
+    refused(2, "holds the study 'tasks'", "overlap", "--quick")
+
+
+def test_named_settings_are_arms_without_new_code(model: Any, tmp_path: Path, two_documents: Any) -> None:
+    (tmp_path / "arms.yaml").write_text(
+        "small: {adapter.rank: 2}\nlarge: {adapter.rank: 8}\nwhole: {adapter.kind: full}\n"
+    )
+    run("adapters", model, tmp_path / "out", sources=two_documents, documents=1, arms=tmp_path / "arms.yaml")
+    costs = {row["arm"]: row for row in rows(tmp_path / "out") if row.get("what") == "costs"}
+    assert set(costs) == {"small", "large", "whole"}
+    assert costs["small"]["adapter_megabytes"] < costs["large"]["adapter_megabytes"]
+    assert costs["large"]["training_tokens"] > 0
+    needles = [row for row in rows(tmp_path / "out") if row.get("kind") == "needle" and row["method"] == "lift"]
+    assert needles and all(row["recalled"] in (0.0, 1.0) for row in needles)
+
+
+def test_a_sheet_is_exported_graded_and_read_back(model: Any, tmp_path: Path, two_documents: Any) -> None:
+    run("tasks", model, tmp_path, sources=two_documents)
+    sheet = tmp_path / "sheet.csv"
+    lines = list(csv.DictReader(sheet.open()))
+    assert 3 <= len(lines) <= 50 and all(line["evidence"] and not line["faithful"] for line in lines)
+    for number, line in enumerate(lines):
+        line |= {"faithful": str(int(number > 0)), "answerable": "1", "useful": "5" if number else "1"}
+    with (tmp_path / "graded.csv").open("w") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+    before = sheet.read_text()
+    run("tasks", model, tmp_path, sources=two_documents, graded=tmp_path / "graded.csv")
+    assert sheet.read_text() == before, "a sheet that somebody may be filling in is left alone"
+    found = {row["metric"]: row for row in csv.DictReader((tmp_path / "figures.csv").open())}
+    assert float(found["human_faithful"]["mean"]) == pytest.approx(1 - 1 / len(lines), abs=1e-5)
+    assert float(found["human_answerable"]["mean"]) == 1.0
+    assert "Share on which the person and the program agree" in (tmp_path / "report.md").read_text()
+    (tmp_path / "graded.csv").write_text((tmp_path / "graded.csv").read_text().replace(",1,1,5", ",2,1,5", 1))
+    with pytest.raises(BenchmarkDataError, match="faithful cannot be '2'"):
+        run("tasks", model, tmp_path, sources=two_documents, graded=tmp_path / "graded.csv")

@@ -1,0 +1,154 @@
+"""Figures, verdicts and fits of studies, against numpy and against cases whose answer is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from liftlm import Document
+from liftlm.evaluation.benchmark import Item, Question
+from liftlm.evaluation.corpora import cut_item
+from liftlm.evaluation.timeline import coordinate_score, parse_events
+from liftlm.studies.growth import fit_growth
+from liftlm.studies.intervals import difference, figure, gap, quotient, share_above, together
+from liftlm.studies.questions import StudyQuestions, code_questions, order_questions, score_row, with_needles
+from liftlm.studies.tables import where
+from liftlm.studies.task_quality import question_class
+
+
+def row(unit: int, value: float, arm: str = "a", seed: int = 0, **more: Any) -> dict[str, Any]:
+    return {"document_id": "d", "unit": str(unit), "seed": seed, "arm": arm, "x": value, **more}
+
+
+def test_seeds_are_averaged_before_units_are_resampled() -> None:
+    found = figure([row(unit, unit + seed, seed=seed) for unit in range(20) for seed in (0, 1, 2)], "x")
+    assert (found.mean, found.units, found.documents, found.seeds) == (pytest.approx(10.5), 20, 1, (0, 1, 2))
+    draws = np.random.default_rng(1).choice(np.arange(20) + 1.0, size=(20000, 20)).mean(axis=1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    assert found.low == pytest.approx(low, abs=0.15) and found.high == pytest.approx(high, abs=0.15)
+
+
+def test_differences_are_paired() -> None:
+    """Units differ much, the arms always by 1: paired, there is no doubt."""
+    rows = [row(unit, 100.0 * unit, "a") for unit in range(12)] + [
+        row(unit, 100.0 * unit - 1, "b") for unit in range(12)
+    ]
+    rows.append(row(99, 5.0, "a"))  # without its pair
+    found = difference(rows, "x", where(arm="a"), where(arm="b"))
+    assert (found.mean, found.low, found.high, found.units) == (1.0, 1.0, 1.0, 12)
+    assert share_above(found, 0.0) == "confirmed" and share_above(found, 1.0) == "not confirmed"
+    assert quotient(rows, "x", where(arm="a"), where(arm="a")).mean == 1.0
+
+
+def test_few_or_scattered_units_decide_nothing() -> None:
+    few = [row(unit, 1.0) for unit in range(9)]
+    assert share_above(figure(few, "x"), 0.0) == "not decidable at this size"
+    assert figure(few[:2], "x").low is None and str(figure(few[:2], "x")) == "1.000" and str(figure([], "x")) == "–"
+    wide = [row(unit, (-1) ** unit * 10.0 + 0.1) for unit in range(30)]
+    assert share_above(figure(wide, "x"), 0.0) == "not decidable at this size"
+    assert together(["confirmed", "not decidable at this size"]) == "not decidable at this size"
+    assert together(["confirmed", "not confirmed"]) == "not confirmed" and together([]) == "not decidable at this size"
+
+
+def test_a_gap_between_two_groups() -> None:
+    rows = []
+    for unit in range(40):
+        side = unit % 2
+        rows += [row(unit, unit + 2.0 * side, "half", asked=side), row(unit, float(unit), "none", asked=side)]
+    found = gap(rows, "x", where(arm="half"), where(arm="none"), where(asked=1), where(asked=0))
+    assert (found.mean, found.low, found.high, found.units) == (2.0, 2.0, 2.0, 20)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_growth_is_told_apart(noise: float) -> None:
+    draw = np.random.default_rng(0)
+    lengths = [256.0 * 2**k for k in range(8) for _ in range(3)]
+
+    def costs(formula: Any) -> list[float]:
+        return [formula(n) * (1 + noise * draw.standard_normal()) for n in lengths]
+
+    line = fit_growth(lengths, costs(lambda n: 1 + n / 400))
+    parabola = fit_growth(lengths, costs(lambda n: 0.1 + n / 4000 + (n / 8000) ** 2))
+    flat = fit_growth(lengths, costs(lambda n: 5e8))
+    assert line is not None and parabola is not None and flat is not None
+    assert abs(line.bend) < 0.05 and line.linear == pytest.approx(1 / 400, rel=0.1)
+    assert parabola.better == "quadratic" and parabola.quadratic == pytest.approx(1 / 8000**2, rel=0.1)
+    assert parabola.bend_interval is not None and parabola.bend_interval[0] > 0.3
+    assert abs(flat.exponent) < 0.03
+    assert fit_growth([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) is None
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+TEXT = " ".join(f"On day {day} the ferryman counted {day + 2} grey boats upon the wide lake." for day in range(1, 60))
+
+
+def test_made_orders_have_the_right_answer() -> None:
+    questions = order_questions(Document("Boats", TEXT), 6, 0, 800)
+    assert len(questions) >= 4
+    for question in questions:
+        events = parse_events(question.question)
+        places = {label: TEXT.index(event) for label, event in events.items()}
+        right = question.answers[0].split(", ")
+        assert right == sorted(places, key=lambda label: places[label]), question
+        assert question.choices[0] == question.answers[0] and len(set(question.choices)) == 6
+        assert StudyQuestions().score(question, question.answers[0])["coordinate_score"] == 1.0
+        assert StudyQuestions().score(question, question.choices[3])["coordinate_score"] == coordinate_score(
+            question.choices[3].split(", "), right
+        )
+
+
+def test_a_margin_is_how_much_likelier_the_right_choice_is() -> None:
+    given = {
+        "question_id": "1", "question": "Which?", "answers": ["a"], "choices": ["b", "a", "c"], "kind": "order in the text",
+        "answer": "a", "answer_nll": 1.5, "choice_nlls": [[4.0, 1], [1.5, 1], [6.0, 1]],
+    }  # fmt: skip
+    found = score_row(given)
+    assert found["order_margin"] == pytest.approx(5.0 - 1.5)
+    assert found["likelihood"] == -1.5 and found["accuracy"] == 1.0 and found["token_f1"] == 0.0  # "a" is an article
+
+
+def test_questions_about_code() -> None:
+    text = 'def area(width, height=3, *, unit="m"):\n    """Says how large a field is."""\n    raise ValueError("no")\n'
+    found = {q.question: q.answers[0] for q in code_questions(Document("field.py", text))}
+    assert found["What does the function area do?"] == "Says how large a field is."
+    assert found["What is the default value of the argument height of the function area?"] == "3"
+    assert found["What is the default value of the argument unit of the function area?"] == "'m'"
+    assert found["Which exception does the function area raise?"] == "ValueError"
+    assert code_questions(Document("x.py", "def (:")) == []
+
+
+def test_cut_documents_keep_the_questions_that_they_answer() -> None:
+    first, last = TEXT.split(". ")[0] + ".", TEXT.split(". ")[-1]
+    asked = (Question("0", "A?", ("x",), (first,)), Question("1", "B?", ("x",), (last,)), Question("2", "C?", ("x",)))
+    cut = cut_item(Item(Document("Boats", TEXT), asked), 500)
+    assert cut.document.text.endswith(".") and len(cut.document.text) <= 500 and TEXT.startswith(cut.document.text)
+    assert [question.id for question in cut.questions] == ["0"]
+    assert cut_item(cut, None) is cut
+    spans = (Question("0", "A?", ("counted 4 grey boats",)), Question("1", "B?", ("counted 61 grey boats",)))
+    assert [q.id for q in cut_item(Item(Document("Boats", TEXT), spans), 500).questions] == ["0"]
+
+
+def test_needles_are_hidden_and_asked_for() -> None:
+    item = with_needles(Item(Document("Boats", TEXT), ()), 3)
+    assert len(item.questions) == 3
+    for question in item.questions:
+        assert question.answers[0] in item.document.text
+        assert StudyQuestions().score(question, question.answers[0])["recalled"] == 1.0
+        assert StudyQuestions().score(question, "Nobody knows.")["recalled"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "question", "expected"),
+    [
+        ("fact", "Who rang the bell?", "factual"),
+        ("fact", "Why did she leave?", "causal"),
+        ("fact", "What caused the flood?", "causal"),
+        ("fact", "When did the train come?", "temporal"),
+        ("timeline reorder", "Sort: 1. A 2. B", "temporal"),
+    ],
+)
+def test_classes_of_questions(kind: str, question: str, expected: str) -> None:
+    assert question_class(kind, question) == expected
