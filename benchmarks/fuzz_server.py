@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/fuzz_server.py --requests 10000
 
-Half are drawn by schemathesis from the OpenAPI document (valid and broken), half by hypothesis from bytes. Exit code 1 at the first
-failure, with the request that caused it.
+Half are drawn by schemathesis from the OpenAPI document (valid and broken), half by hypothesis from bytes. Exit code 1 at the
+first failure, with the request that caused it.
 """
 
 from __future__ import annotations

@@ -236,6 +236,7 @@ def test_questions_are_answered_while_a_document_is_absorbed(tiny_folder: Path, 
         assert after - before >= 5  # they did not keep it from going on
         assert len(texts) > 20 and set(texts) == {alone}
         page = server.client.get("/metrics").text
+        assert max(many for many, count in histogram(page, "liftlm_training_steps_waited") if count) <= 1
         longest = max(seconds for seconds, count in histogram(page, "liftlm_question_wait_seconds") if count)
         assert longest <= 1.0  # a step takes some ten milliseconds
         assert server.client.get(f"/v1/documents/{busy}").json()["state"] == "absorbing"
