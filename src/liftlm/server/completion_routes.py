@@ -231,6 +231,7 @@ class _Hearing:
         self._told: asyncio.Queue[tuple[int, Told]] = asyncio.Queue()
         self._asked: list[Asked] = []
         self._open = 0
+        self._looked = self._loop.time()
         self._first: tuple[int, Told] | None = None
         self._request: Request | None = None
         self.began: dict[int, Began] = {}
@@ -274,14 +275,11 @@ class _Hearing:
             asked.cancelled = True
 
     async def _next(self) -> tuple[int, Told]:
-        assert self._request is not None
         while True:
+            await self._look()
             try:
                 heard = await asyncio.wait_for(self._told.get(), _LOOK_SECONDS)
             except TimeoutError:
-                if await self._request.is_disconnected():
-                    self.leave()
-                    raise GoneError from None
                 continue
             except asyncio.CancelledError:
                 self.leave()
@@ -290,6 +288,16 @@ class _Hearing:
                 self.leave()
                 raise heard[1].error
             return heard
+
+    async def _look(self) -> None:
+        """Now and then, whether the client is still there."""
+        assert self._request is not None
+        if self._loop.time() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = self._loop.time()
+        if await self._request.is_disconnected():
+            self.leave()
+            raise GoneError
 
 
 async def _all(hearing: _Hearing, count: int) -> tuple[list[str], list[Ended]]:
