@@ -62,6 +62,7 @@ def _run(config: LiftConfig, host: str, port: int, names: list[str], log_content
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("liftlm.server").setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a client's broken form is its own 400
     service = Service(config, keys_required=open_to_others)
     if open_to_others and not service.store.all_keys():
         raise AddressError(

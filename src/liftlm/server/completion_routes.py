@@ -24,6 +24,7 @@ from liftlm.server.answers import Asked, Began, Ended, Failed, Piece, Told
 from liftlm.server.owners import asking_owner, service_of
 from liftlm.server.prompting import Conversation, chat_prompt, shown, text_prompt
 from liftlm.server.protocol import (
+    EVENT_SCHEMA,
     PRIORITIES,
     ChatReply,
     ChatRequest,
@@ -45,7 +46,7 @@ _TEXT_TOKENS = 16  # OpenAI's default for completions
 _LOOK_SECONDS = 0.25  # between two looks whether the client is still there
 _LEAST_LOGPROB = -1e9  # JSON has no infinity
 _SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-_STREAMED: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+_STREAMED: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT_SCHEMA}}}
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
