@@ -168,7 +168,7 @@ def test_what_the_command_line_absorbed_is_there(server: Running, tiny_folder: P
 
 
 def test_eight_documents_two_hundred_questions_each_from_the_right_one(tiny_folder: Path, tmp_path: Path) -> None:
-    """Room for three adapters only, so that they come and go; streams and whole answers, long and short, mixed."""
+    """Room for one adapter more than those in use, so that they come and go; streams and whole answers, long and short, mixed."""
     config = load_config(None, [f"model.name={tiny_folder}", *QUICK])
     training = "training.learning_rate=0.01", "training.epochs=3"  # so that the adapters differ in every answer
     home = tmp_path / "home"

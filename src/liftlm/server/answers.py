@@ -263,6 +263,7 @@ class Answers:
         self._batches[group] = [batch for batch in self._batches[group] if batch.rows]
         if not self._batches[group]:
             del self._batches[group]
+            self._opened.trim()
 
     def _drop_cancelled(self) -> None:
         """Those whose client has gone free their places."""

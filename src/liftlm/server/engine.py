@@ -170,7 +170,6 @@ class Engine:
         def work(model: Model) -> None:
             self._answers.fail(gone, entry_id)
             self._answers.prefixes.forget(entry_id)
-            self._answers.pause()
             self._opened.forget(entry_id)
 
         return self.call(work)
@@ -181,7 +180,9 @@ class Engine:
         try:
             model = self._load()
             server = self.config.server
-            self._opened = OpenedEntries(model, self.library, server.adapter_megabytes * 2**20, self._in_use)
+            self._opened = OpenedEntries(
+                model, self.library, server.adapter_megabytes * 2**20, self._in_use, lambda: self._answers.pause()
+            )
             self._answers = Answers(model, self._opened, server, self._metrics)
             self.model = model
         except BaseException as error:
