@@ -62,6 +62,7 @@ def _run(config: LiftConfig, host: str, port: int, names: list[str], log_content
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("liftlm.server").setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a client's broken form is its own 400
     service = Service(config, keys_required=open_to_others)
     if open_to_others and not service.store.all_keys():
         raise AddressError(
@@ -102,6 +103,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen()  # who connects as soon as the address is shown waits instead of being refused
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise AddressError(
