@@ -105,6 +105,8 @@ class LoraAdapter:
                 "Change adapter.target_modules ('all-linear' fits every model).",
             ) from error
         self._config = config
+        network: torch.nn.Module = self._model.network
+        network.train(network.training)  # PEFT's new dropout layers would act while answering
         self.switch_off()
 
     def parameters(self) -> dict[str, Parameter]:
