@@ -98,7 +98,7 @@ def run_ours(workload: str, steps: int, rate: float, dtype: str) -> dict[str, An
 
     with contextlib.suppress(Enough):
         train(model, "ours", examples, config, on_step=note)
-    return result(examples, plan, stamps, losses)
+    return result(lengths(examples, plan), stamps, losses)
 
 
 def run_trainer(workload: str, steps: int, rate: float, dtype: str) -> dict[str, Any]:
@@ -119,14 +119,6 @@ def run_trainer(workload: str, steps: int, rate: float, dtype: str) -> dict[str,
             losses.append(float(loss.detach() if isinstance(loss, torch.Tensor) else loss[0].detach()))
             return loss
 
-    class Clock(transformers.TrainerCallback):
-        def on_step_begin(self, *arguments: Any, **options: Any) -> None:
-            if not stamps:
-                stamps.append(time.monotonic())
-
-        def on_step_end(self, *arguments: Any, **options: Any) -> None:
-            stamps.append(time.monotonic())
-
     pad = model.tokenizer.pad_token_id
 
     def collate(batch: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -146,28 +138,19 @@ def run_trainer(workload: str, steps: int, rate: float, dtype: str) -> dict[str,
             args=transformers.TrainingArguments(**arguments(config, folder, dtype)),
             train_dataset=plan,
             data_collator=collate,
-            callbacks=[Clock()],
+            callbacks=[clock(stamps)],
         ).train()
-    return result(examples, plan, stamps, losses)
+    return result(lengths(examples, plan), stamps, losses)
 
 
 def run_trl(workload: str, steps: int, rate: float, dtype: str) -> dict[str, Any]:
     """TRL's SFTTrainer with packing, in rows of a step's tokens; it puts the examples together itself."""
-    import transformers
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     model, config, examples, plan = prepare(workload, steps, rate, dtype)
     stamps: list[float] = []
     tokens: list[int] = []
-
-    class Clock(transformers.TrainerCallback):
-        def on_step_begin(self, *arguments: Any, **options: Any) -> None:
-            if not stamps:
-                stamps.append(time.monotonic())
-
-        def on_step_end(self, *arguments: Any, **options: Any) -> None:
-            stamps.append(time.monotonic())
 
     class Counted(SFTTrainer):
         def training_step(self, network: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
@@ -190,16 +173,24 @@ def run_trl(workload: str, steps: int, rate: float, dtype: str) -> dict[str, Any
             train_dataset=Dataset.from_list(rows),
             processing_class=model.tokenizer,
             peft_config=lora(config),
-            callbacks=[Clock()],
+            callbacks=[clock(stamps)],
         ).train()
-    seconds = stamps[-1] - stamps[WARM]
-    return {
-        "tokens_per_second": sum(tokens[WARM:]) / seconds,
-        "seconds_per_step": seconds / (len(tokens) - WARM),
-        "peak_bytes": peak(),
-        "losses": [],
-        "tokens": sum(tokens),
-    }
+    return result(tokens, stamps, [])
+
+
+def clock(stamps: list[float]) -> Any:
+    """A callback that notes when the first step begins and when each ends."""
+    import transformers
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, *arguments: Any, **options: Any) -> None:
+            if not stamps:
+                stamps.append(time.monotonic())
+
+        def on_step_end(self, *arguments: Any, **options: Any) -> None:
+            stamps.append(time.monotonic())
+
+    return Clock()
 
 
 def lora(config: Any) -> Any:
@@ -236,12 +227,17 @@ def arguments(config: Any, folder: str, dtype: str) -> dict[str, Any]:
     }
 
 
-def result(examples: list[Any], plan: list[list[int]], stamps: list[float], losses: list[float]) -> dict[str, Any]:
-    tokens = [sum(len(examples[index]) for index in step) for step in plan]
+def lengths(examples: list[Any], plan: list[list[int]]) -> list[int]:
+    """Tokens of each step."""
+    return [sum(len(examples[index]) for index in step) for step in plan]
+
+
+def result(tokens: list[int], stamps: list[float], losses: list[float]) -> dict[str, Any]:
+    """tokens: of each step; stamps: when the first one began, and when each ended."""
     seconds = stamps[-1] - stamps[WARM]
     return {
         "tokens_per_second": sum(tokens[WARM:]) / seconds,
-        "seconds_per_step": seconds / (len(plan) - WARM),
+        "seconds_per_step": seconds / (len(tokens) - WARM),
         "peak_bytes": peak(),
         "losses": losses,
         "tokens": sum(tokens),

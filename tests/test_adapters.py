@@ -475,3 +475,15 @@ def test_loading_into_a_fresh_model_beside_others(tiny_folder: Path, config: Ada
     b = trained(other, "B2", LORA, seed=9)
     assert load_adapter(other, "A1", tmp_path / "gone") is other.adapters["A1"], "already there"
     assert torch.equal(logits(other, "A1"), expected) and torch.equal(logits(other, "B2"), b)
+
+
+def test_dropout_does_not_act_where_a_stored_adapter_answers(tiny_folder: Path, tmp_path: Path) -> None:
+    """PEFT's new layers begin in training mode: opened from a library, such an adapter answered by chance."""
+    model = load_model(str(tiny_folder))
+    attach_adapter(model, "A1", AdapterConfig(rank=4, alpha=8, dropout=0.5), seed=0)
+    for parameter in model.adapters["A1"].parameters().values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.randint(5, 150, (1, 20), generator=torch.Generator().manual_seed(0))
+    with use_adapter(model, "A1"), torch.no_grad():
+        first, second = (model.network(input_ids=ids).logits for _ in range(2))
+    assert torch.equal(first, second)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import save_model
 from liftlm import Document, load_config, load_model
 from liftlm.diagnosing import SIGNATURES, Symptoms, diagnose, judge_symptoms
 from liftlm.library import Library
+from liftlm.tasks import Task
 from test_cli import lift
 
 HEALTHY = Symptoms(
@@ -74,6 +77,23 @@ def test_a_text_learnt_by_heart_from_segments_alone(tmp_path: Path) -> None:
     found = {finding.signature: finding for finding in diagnose(model, adapter, config)}
     assert found["known but not found"].figures["text_loss"] < 1.0
     assert found["over-fitted to tasks"].seen is None, "there were no tasks"
+
+
+def test_answers_are_measured_as_if_each_stood_alone(tmp_path: Path) -> None:
+    from liftlm.diagnosing import _task_nlls
+    from liftlm.examples import answer_example
+
+    model = load_model(str(save_model(tmp_path / "m", window=512)), load_config(None, ["model.dtype=float32"]).model)
+    tasks = [Task(f"Who rang{' again' * n}?", "Mara" * (n + 1), "who", 0, 9) for n in range(11)]
+    tasks.append(Task("word " * 600, "Mara", "who", 0, 9))  # fills the window
+    found = _task_nlls(model, "The bells", tasks)
+    assert math.isnan(found[-1])
+    for task, loss in zip(tasks[:-1], found, strict=False):
+        example = answer_example(model.tokenizer, "The bells", task.question, task.answer, model.window)
+        assert example is not None
+        with torch.no_grad():
+            alone = model.loss_sum(torch.tensor([example.tokens]), torch.tensor([example.labels]))
+        assert loss == pytest.approx(float(alone) / example.targets, rel=1e-4)
 
 
 def test_ask_warns_in_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

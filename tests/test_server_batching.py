@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conftest import FAMILIES, make_tokenizer, save_model
@@ -158,6 +158,7 @@ def tell(data: bytes, **sampling: Any) -> tuple[str, list[str], Any]:
 
 
 @given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=3), max_size=4))
+@example(" 0", [" 0"])  # a stop that begins with what is cut from an answer
 def test_told_pieces_are_the_text_before_the_first_stop(text: str, stops: list[str]) -> None:
     data = text.replace("\0", "").encode()
     text = data.decode()

@@ -168,7 +168,7 @@ def test_what_the_command_line_absorbed_is_there(server: Running, tiny_folder: P
 
 
 def test_eight_documents_two_hundred_questions_each_from_the_right_one(tiny_folder: Path, tmp_path: Path) -> None:
-    """Room for three adapters only, so that they come and go; streams and whole answers, long and short, mixed."""
+    """Room for one adapter more than those in use, so that they come and go; streams and whole answers, long and short, mixed."""
     config = load_config(None, [f"model.name={tiny_folder}", *QUICK])
     training = "training.learning_rate=0.01", "training.epochs=3"  # so that the adapters differ in every answer
     home = tmp_path / "home"
@@ -236,6 +236,7 @@ def test_questions_are_answered_while_a_document_is_absorbed(tiny_folder: Path, 
         assert after - before >= 5  # they did not keep it from going on
         assert len(texts) > 20 and set(texts) == {alone}
         page = server.client.get("/metrics").text
+        assert max(many for many, count in histogram(page, "liftlm_training_steps_waited") if count) <= 1
         longest = max(seconds for seconds, count in histogram(page, "liftlm_question_wait_seconds") if count)
         assert longest <= 1.0  # a step takes some ten milliseconds
         assert server.client.get(f"/v1/documents/{busy}").json()["state"] == "absorbing"

@@ -13,7 +13,7 @@ TEXT = "The ferryman rang the bell of Corriden on 3 May. " * 6
 UNLIMITED = ("server.requests_per_minute=1000000", "server.uploads_per_hour=1000000", "server.documents_per_key=100000")
 
 
-@pytest.mark.parametrize(("each", "count"), [(12, 150), pytest.param(300, 2500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("each", "count"), [(6, 80), pytest.param(300, 2500, marks=pytest.mark.slow)])
 def test_fuzzed_requests(tiny_folder: Path, tmp_path: Path, each: int, count: int) -> None:
     pytest.importorskip("schemathesis")
     with serving(tiny_folder, *UNLIMITED, home=tmp_path / "home") as server:

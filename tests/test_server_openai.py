@@ -172,6 +172,51 @@ def test_logprobs_are_those_of_one_forward_pass(
         assert choice.text.startswith(model.decode(prompt))
 
 
+def test_lm_evaluation_harness(server: Running, tiny_folder: Path, home: Path) -> None:
+    """Its `local-completions`: the request and the reading of the reply are those of lm_eval 0.4.13, openai_completions.py."""
+    model = load_model(str(tiny_folder), ModelConfig(dtype="float32"))
+    entry = server.client.get("/v1/documents/corriden").json()["id"]
+    Library(home).open(entry, model)
+    context = model.encode("Question: Who rang the bell?\nAnswer:")
+    rows = [context + model.encode(text) for text in (" Oswin Tarrel", " nobody at all")]
+    with use_adapter(model, entry), torch.no_grad():
+        best = int(model.network(torch.tensor([context])).logits[0, -1].argmax())
+        rows.append([*context, best])
+        expected = []
+        for row in rows:
+            logprobs = model.network(torch.tensor([row])).logits[0].log_softmax(-1)
+            expected.append(sum(float(logprobs[at - 1, row[at]]) for at in range(len(context), len(row))))
+    asked = {
+        "model": "corriden",
+        "prompt": rows,
+        "temperature": 0,
+        "max_tokens": 1,
+        "logprobs": 1,
+        "seed": 1234,
+        "echo": True,
+    }
+    found = []
+    for choice in sorted(
+        server.client.post("/v1/completions", json=asked).json()["choices"], key=lambda one: one["index"]
+    ):
+        logprobs = choice["logprobs"]["token_logprobs"][len(context) : -1]
+        tops = choice["logprobs"]["top_logprobs"][len(context) : -1]
+        greedy = all(logprob == max(top.values()) for logprob, top in zip(logprobs, tops, strict=True))
+        found.append((sum(logprobs), greedy))
+    assert [score for score, _ in found] == pytest.approx(expected, abs=1e-3)
+    assert [greedy for _, greedy in found] == [False, False, True]
+    body = {
+        "prompt": [context],
+        "model": "corriden",
+        "max_tokens": 8,
+        "temperature": 0,
+        "stop": ["\n", "<|im_end|>"],
+        "seed": 1234,
+    }
+    text = server.client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert model.decode([best]) == text[: len(model.decode([best]))]
+
+
 def test_prompts_of_all_four_kinds(client: openai.OpenAI, tiny_folder: Path) -> None:
     ids = load_model(str(tiny_folder)).encode("The bell")
     kinds: list[Any] = ["The bell", ["The bell"], ids, [ids]]
@@ -195,7 +240,7 @@ TEXT_REQUEST: dict[str, Any] = {"model": "corriden", "prompt": "The"}
             {"n": 2}, {"tools": []}, {"logprobs": True}, {"top_logprobs": 2}, {"presence_penalty": 0.5},
             {"logit_bias": {"1": 2}}, {"temperature": 3}, {"temperature": "1"}, {"max_tokens": 0},
             {"seed": 1.5}, {"user": "me"}, {"messages": []}, {"stream_options": {"include_usage": True}},
-            {"stop": ["a"] * 5}, {"response_format": {"type": "json_object"}},
+            {"stop": ["a"] * 17}, {"response_format": {"type": "json_object"}},
             {"messages": [{"role": "assistant", "content": "x"}]}, {"messages": [*ask(), *ask()]}, {"context": "all"},
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
             {"messages": ask(" ")}, {"max_tokens": 3, "max_completion_tokens": 4}, {"function_call": "auto"}, {"stop": ""},

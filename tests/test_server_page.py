@@ -128,6 +128,7 @@ def test_absorbing_is_shown_while_it_goes_on_and_can_be_cancelled(browser: Any, 
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_errors_are_sentences(browser: Any, server: Running, tmp_path: Path) -> None:
     page, _ = open_page(browser, server.url)
     problem = page.locator("#problem")
@@ -151,6 +152,7 @@ def test_errors_are_sentences(browser: Any, server: Running, tmp_path: Path) -> 
     server.client.delete(f"/v1/documents/{document['id']}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phones_width(browser: Any, server: Running, scheme: str) -> None:
     document = server.absorb(BELLS)
@@ -173,6 +175,7 @@ def test_a_phones_width(browser: Any, server: Running, scheme: str) -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_by_keyboard_alone(browser: Any, server: Running) -> None:
     document = server.absorb(BELLS)
     page, wrong = open_page(browser, server.url)
@@ -207,6 +210,7 @@ def test_by_keyboard_alone(browser: Any, server: Running) -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Any, tiny_folder: Path, tmp_path: Path) -> None:
     from liftlm.server.keys import make_key
 

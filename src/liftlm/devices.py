@@ -84,6 +84,13 @@ def join_processes(device: torch.device) -> Accelerator:
     return Accelerator(cpu=cpu, device_placement=False, mixed_precision="no")
 
 
+def largest(accelerator: Accelerator, number: int | None, device: torch.device) -> int | None:
+    """The largest number of any process, None for zero. What one does all must do, or they wait for each other."""
+    if accelerator.num_processes > 1:
+        number = int(accelerator.gather(torch.tensor([number or 0], device=device)).max())
+    return number or None
+
+
 def _sharding() -> bool:
     """Whether `accelerate launch --use_fsdp` started this process. On CPUs accelerate does DDP instead."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Looks at an absorbed document for the failures that are known of LIFT, in seconds, and says in sentences what it saw.
+"""Looks at an absorbed document for the failures that are known of LIFT, and says in sentences what it saw.
 
 The signatures are the paper's (needle recall lost, irregular gains, over-fitting to the tasks, forgetting) and one seen in
 this program's own trials: a text known verbatim that no question finds. Thresholds are rules of thumb, stated in each
@@ -12,6 +12,7 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from liftlm.examples import answer_example
 from liftlm.generating import Prompt, generate
 from liftlm.models import Model
 from liftlm.prompts import question_turn, render_prompt
+from liftlm.rows import row_tensors
 from liftlm.shelf import Shelf
 from liftlm.tasks import Task, read_tasks_file
 from liftlm.tasks.extractive import write_extractive_tasks
@@ -30,8 +32,9 @@ from liftlm.writing import TASKS_FILE
 
 SIGNATURES = ("needles lost", "irregular gains", "over-fitted to tasks", "forgetting", "known but not found")
 DETAILS = ("who", "where", "when", "how many")  # kinds of extractive tasks with short answers
-_PIECES, _PIECE_TOKENS = 4, 256
-_TASKS, _NEEDLES, _ANSWER_TOKENS = 24, 8, 32
+_PIECES, _PIECE_TOKENS = 3, 192
+_TASKS, _NEEDLES, _ANSWER_TOKENS = 16, 8, 32
+_ROWS = 8  # questions at once
 _OTHER_SEED = 7919  # of held-out questions
 _KNOWN = 1.0  # nats a token: below it a text is known by heart
 _SMALL_GAIN = 0.2  # nats a token
@@ -117,8 +120,8 @@ def measure_symptoms(
         with use_adapter(model, name):
             found[when] = (
                 statistics.fmean(_text_nll(model, piece) for piece in pieces) if pieces else math.nan,
-                [_task_nll(model, document.title, task) for task in trained],
-                [_task_nll(model, document.title, task) for task in held_out],
+                _task_nlls(model, document.title, trained),
+                _task_nlls(model, document.title, held_out),
                 _text_nll(model, unrelated),
                 _recalled(model, document.title, needles, config),
             )
@@ -212,14 +215,21 @@ def _text_nll(model: Model, tokens: Sequence[int]) -> float:
 
 
 @torch.inference_mode()
-def _task_nll(model: Model, title: str, task: Task) -> float:
-    """Nats a token of its answer, without text in the window; NaN where the question fills the window."""
-    example = answer_example(model.tokenizer, title, task.question, task.answer, model.window)
-    if example is None:
-        return math.nan
-    ids = torch.tensor([example.tokens], device=model.device)
-    labels = torch.tensor([example.labels], device=model.device)
-    return float(model.loss_sum(ids, labels)) / example.targets
+def _task_nlls(model: Model, title: str, tasks: Sequence[Task]) -> list[float]:
+    """Nats a token of each answer, without text in the window; NaN where the question fills the window."""
+    made = [answer_example(model.tokenizer, title, task.question, task.answer, model.window) for task in tasks]
+    found = [math.nan] * len(tasks)
+    known = sorted((index for index, example in enumerate(made) if example), key=lambda index: len(made[index] or ()))
+    for start in range(0, len(known), _ROWS):
+        chosen = known[start : start + _ROWS]
+        rows = [example for index in chosen if (example := made[index])]
+        ids, labels = row_tensors(model, rows)
+        network: Any = model.network
+        scores = network(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(scores.transpose(1, 2), labels[:, 1:], reduction="none").sum(1)
+        for index, row, loss in zip(chosen, rows, losses.tolist(), strict=True):
+            found[index] = loss / row.targets
+    return found
 
 
 def _recalled(model: Model, title: str, needles: Sequence[Task], config: LiftConfig) -> list[bool]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from liftlm.config import LiftConfig, load_config
+from liftlm.arguments import ConfigOption, ModelOption, SetOption, WindowOption, read_config
+from liftlm.config import LiftConfig
 from liftlm.display import TrainingDisplay, console, note
 from liftlm.errors import ConfigError
 from liftlm.storage import write_errors, write_file
@@ -40,21 +41,19 @@ def evaluate(
     depths: Annotated[str, typer.Option("--depths", help="needle: 0 to 1, comma-separated.")] = "",
     needles: Annotated[str, typer.Option("--needles", help="needle: names, comma-separated.")] = "",
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A model folder, hub id or built-in name.")] = None,
-    window: Annotated[int | None, typer.Option("--window", help="Tokens the model may see at once.")] = None,
+    model: ModelOption = None,
+    window: WindowOption = None,
     judge_url: JudgeUrlOption = None,
     judge_model: JudgeModelOption = None,
     bert_score: BertScoreOption = False,
-    config: Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting; repeatable.")] = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
 ) -> None:
     """Answer a benchmark's questions by several methods, score them, and write a report."""
     _check_installed()
     from liftlm.evaluation.registry import make_benchmark
 
-    flags = {"model.name": model, "model.window": window}
-    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
-    resolved = load_config(config, [*(settings or []), *given])
+    resolved = read_config(config, settings, model=model, window=window)
     options = {
         "lengths": [_number(text, int) for text in _listed(lengths)],
         "depths": [_number(text, float) for text in _listed(depths)],

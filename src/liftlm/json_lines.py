@@ -1,4 +1,4 @@
-"""Files of JSON lines that a user writes or edits: read whole, and every fault named by its line.
+"""Files of JSON lines that a user writes or edits: every fault is named by its line.
 
 Knows nothing of what the rows mean.
 """
@@ -31,17 +31,22 @@ def read_json_lines(
         where = f"Line {number} of {path}"
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as failure:
-            raise error(f"{where} is not JSON: {failure}.", like_this) from None
-        if not isinstance(row, dict):
-            raise error(f"{where} is not a JSON object.", like_this)
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise error(f"{where} holds half of a surrogate pair, which is no text.", "Mend it.") from None
-        rows.append((where, row))
+        rows.append((where, read_json_line(line, where, error, like_this)))
     if not rows:
         raise error(f"The {what} file {path} holds no {what}.", like_this)
     return rows
+
+
+def read_json_line(line: str, where: str, error: type[LiftError], like_this: str) -> dict[str, Any]:
+    """One line's object. Raises `error`."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{where} is not JSON: {failure}.", like_this) from None
+    if not isinstance(row, dict):
+        raise error(f"{where} is not a JSON object.", like_this)
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise error(f"{where} holds half of a surrogate pair, which is no text.", "Mend it.") from None
+    return row

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import json
 import logging
 import os
 import socket
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from liftlm.config import LiftConfig, load_config
+from liftlm.arguments import ConfigOption, ModelOption, SetOption, WindowOption, read_config
+from liftlm.config import LiftConfig
 from liftlm.display import note
 from liftlm.errors import AddressError, ConfigError, EntryNotFoundError
 from liftlm.shelf import library_home
@@ -32,16 +31,14 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8321,
     name: Annotated[list[str] | None, typer.Option("--name", help="A host name clients use; repeatable.")] = None,
     log_content: Annotated[bool, typer.Option("--log-content", help="Also log questions and answers.")] = False,
-    model: Annotated[str | None, typer.Option("--model", help="A model folder, hub id or built-in name.")] = None,
-    window: Annotated[int | None, typer.Option("--window", help="Tokens the model may see at once.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting; repeatable.")] = None,
+    model: ModelOption = None,
+    window: WindowOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
 ) -> None:
     """Absorb documents and answer about them over HTTP (OpenAI's protocol), with a page for the browser."""
     _check_installed()
-    flags = {"model.name": model, "model.window": window}
-    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
-    _run(load_config(config, [*(settings or []), *given]), host, port, name or [], log_content)
+    _run(read_config(config, settings, model=model, window=window), host, port, name or [], log_content)
 
 
 def _check_installed() -> None:
@@ -62,6 +59,7 @@ def _run(config: LiftConfig, host: str, port: int, names: list[str], log_content
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("liftlm.server").setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a client's broken form is its own 400
     service = Service(config, keys_required=open_to_others)
     if open_to_others and not service.store.all_keys():
         raise AddressError(
@@ -102,6 +100,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen()  # who connects as soon as the address is shown waits instead of being refused
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise AddressError(

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,14 @@ def write_file(path: Path, content: str | bytes) -> None:
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a line; what a killed process tore stays a line of its own. Raises DiskFullError, NoWritePermissionError."""
+    with write_errors(path), path.open("a+b") as file:
+        if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+            file.write(b"\n")
+        file.write(json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n")
 
 
 def remove_drafts(target: Path) -> None:

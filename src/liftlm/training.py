@@ -35,7 +35,7 @@ from liftlm.checkpoints import (
     write_checkpoint,
 )
 from liftlm.config import LiftConfig, TrainingConfig
-from liftlm.devices import StopRequest, current_memory, join_processes, keep_freed_memory, peak_memory
+from liftlm.devices import StopRequest, current_memory, join_processes, keep_freed_memory, largest, peak_memory
 from liftlm.errors import ConfigError, InterruptedWorkError, NotEnoughMemoryError, TrainingDivergedError
 from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.memory import MEMORY_ADVICE, check_memory
@@ -73,6 +73,20 @@ class TrainingReport:
     peak_memory_bytes: int  # of the process, on the device that trained
     processes: int
     resumed_from: int | None  # step
+
+
+def report_on(progress: Progress, processes: int, device: torch.device, resumed_from: int | None) -> TrainingReport:
+    """Of a run that has ended."""
+    return TrainingReport(
+        steps=progress.step,
+        tokens=progress.tokens,
+        seconds=progress.seconds,
+        epoch_losses=progress.epoch_means(),
+        tokens_per_second=progress.tokens / max(progress.seconds, 1e-9),
+        peak_memory_bytes=peak_memory(device),
+        processes=processes,
+        resumed_from=resumed_from,
+    )
 
 
 OnStep = Callable[[StepMetrics], None]
@@ -224,8 +238,6 @@ class _Run:
         if self.scaler.is_enabled():
             raise ConfigError("Training in float16 cannot be sharded.", "Use --set model.dtype=bfloat16.")
 
-    # --- one step -----------------------------------------------------------------------------------------------------
-
     @property
     def examples(self) -> list[Example]:
         return self.schedule.examples
@@ -287,7 +299,6 @@ class _Run:
     # --- measuring ----------------------------------------------------------------------------------------------------
 
     def _metrics(self, epoch: int, loss: float, rate: float, norm: float, tokens: int, seconds: float) -> StepMetrics:
-        left = self.schedule.tokens - self.progress.tokens
         return StepMetrics(
             step=self.progress.step,
             steps=max(self.schedule.steps, self.progress.step),
@@ -298,7 +309,9 @@ class _Run:
             tokens=tokens,
             tokens_per_second=tokens / max(seconds, 1e-9),
             memory_bytes=current_memory(self.device),
-            seconds_left=left * self.progress.seconds / max(self.progress.tokens, 1),
+            seconds_left=(self.schedule.tokens - self.progress.tokens)
+            * self.progress.seconds
+            / max(self.progress.tokens, 1),
         )
 
     def _log(self, metrics: StepMetrics) -> StepMetrics:
@@ -311,17 +324,7 @@ class _Run:
             for name, parameter in self.adapter.parameters().items():
                 parameter.data.copy_(whole(self.parameters[name].detach()))
         self.accelerator.wait_for_everyone()
-        progress = self.progress
-        return TrainingReport(
-            steps=progress.step,
-            tokens=progress.tokens,
-            seconds=progress.seconds,
-            epoch_losses=progress.epoch_means(),
-            tokens_per_second=progress.tokens / max(progress.seconds, 1e-9),
-            peak_memory_bytes=peak_memory(self.device),
-            processes=self.accelerator.num_processes,
-            resumed_from=self.resumed_from,
-        )
+        return report_on(self.progress, self.accelerator.num_processes, self.device, self.resumed_from)
 
     # --- resuming -----------------------------------------------------------------------------------------------------
 
@@ -378,10 +381,7 @@ class _Run:
         return stop.error(signal, f"Stopped after step {self.progress.step} of {self.schedule.steps}", self.folder)
 
     def agree(self, number: int | None) -> int | None:
-        """The largest number of any process, None for zero. What one does all must do, or they wait for each other."""
-        if self.accelerator.num_processes > 1:
-            number = int(self.accelerator.gather(torch.tensor([number or 0], device=self.device)).max())
-        return number or None
+        return largest(self.accelerator, number, self.device)
 
 
 @contextlib.contextmanager

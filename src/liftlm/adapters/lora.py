@@ -96,6 +96,8 @@ class LoraAdapter:
         # DoRA's lengths of the weights' columns as they are without any change
         self._lengths = {name: p.detach().clone() for name, p in self.parameters().items() if _LENGTHS in name}
         self._whole: dict[str, Tensor] = {}  # the learnt lengths while others between them and those are on
+        network: torch.nn.Module = self._model.network
+        network.train(network.training)  # PEFT's new dropout layers would act while answering
         self.switch_off()
 
     def parameters(self) -> dict[str, Parameter]:

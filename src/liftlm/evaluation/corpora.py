@@ -7,7 +7,6 @@ Markdown, PDF …) is one document, a folder all of its files. Files of rows are
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from liftlm.evaluation.data_rows import answers_of, read_literal, text_of, texts
 from liftlm.evaluation.evidence import EvidenceFinder
 from liftlm.evaluation.loogle import TIMELINE, kind_of, read_evidence
 from liftlm.evaluation.multiple_choice import right_choice, split_options
+from liftlm.json_lines import read_json_line
 from liftlm.tasks.sentences import split_into_sentences
 
 Row = Mapping[str, Any]
@@ -90,13 +90,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not line.strip():
                     continue
                 where = f"Line {number} of {path}"
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise BenchmarkDataError(f"{where} is not JSON: {error}.", _LIKE_THIS) from None
-                if not isinstance(row, dict):
-                    raise BenchmarkDataError(f"{where} is not a JSON object.", _LIKE_THIS)
-                yield where, row
+                yield where, read_json_line(line, where, BenchmarkDataError, _LIKE_THIS)
     except (OSError, UnicodeDecodeError) as error:
         raise BenchmarkDataError(f"{path} cannot be read: {error}.", "It must be UTF-8 JSON lines.") from error
 

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import socket
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ import tenacity
 from liftlm.config import LlmConfig
 from liftlm.errors import ConfigError, JudgeUnreachableError
 from liftlm.evaluation.verdicts import LONGEST_REPLY, read_verdict
-from liftlm.storage import canonical_json, write_errors
+from liftlm.storage import append_json_line, canonical_json
 from liftlm.tasks import asking
 
 if TYPE_CHECKING:
@@ -136,14 +135,6 @@ def _read(path: Path) -> list[Row]:
     return rows
 
 
-def _append(path: Path, row: Row) -> None:
-    """Adds a line, after what a killed process may have torn."""
-    with write_errors(path), path.open("a+b") as file:
-        if file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
-            file.write(b"\n")
-        file.write(json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n")
-
-
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
@@ -217,7 +208,7 @@ class _Judging:
             self.in_a_row += failure.gone
             if failure.gone and (alone or self.in_a_row >= max(_SILENCE, self.judge.concurrency)):
                 raise self._given_up(failure) from failure
-        _append(self.path, row | {"asked": _asked(messages)})
+        append_json_line(self.path, row | {"asked": _asked(messages)})
         self.done += 1
         self.on_judged(self.done, len(self.todo))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from liftlm.library import Library
 from liftlm.likelihood import Ranker, continuation_nlls
 from liftlm.models import Model
 from liftlm.prompts import encode_text
-from liftlm.storage import canonical_json, write_errors
+from liftlm.storage import append_json_line, canonical_json
 from liftlm.tasks import Task
 from liftlm.training import OnStep
 from liftlm.windows import FilledWindow, fill_window
@@ -303,12 +302,7 @@ class Predictor:
 
     def _append(self, stem: str, row: Row) -> None:
         path = self._folder / (f"{stem}.jsonl" if self._parts == 1 else f"{stem}-{self._part}.jsonl")
-        with write_errors(path), path.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, 2)
-                if file.read(1) != b"\n":  # a process was killed while it wrote
-                    file.write(b"\n")
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        append_json_line(path, row)
 
 
 class _DoesNotFitError(Exception):

@@ -28,7 +28,7 @@ from liftlm.checkpoints import (
     write_checkpoint,
 )
 from liftlm.config import LiftConfig
-from liftlm.devices import StopRequest, current_memory, join_processes, peak_memory
+from liftlm.devices import StopRequest, current_memory, join_processes, largest
 from liftlm.errors import ConfigError, CorpusError, TrainingDivergedError
 from liftlm.evaluation.benchmark import Item
 from liftlm.models import Model
@@ -36,7 +36,7 @@ from liftlm.pre_sft.gradients import Mode, document_gradient
 from liftlm.pre_sft.lessons import make_lesson
 from liftlm.schedule import learning_rate
 from liftlm.storage import canonical_json, write_errors
-from liftlm.training import OnStep, StepMetrics, TrainingReport
+from liftlm.training import OnStep, StepMetrics, TrainingReport, report_on
 
 _METRICS = "metrics.jsonl"
 
@@ -211,21 +211,8 @@ class _Outer:
             self._saved_at = time.monotonic()
 
     def agree(self, number: int | None) -> int | None:
-        """The largest number of any process, None for zero."""
-        if self.accelerator.num_processes > 1:
-            number = int(self.accelerator.gather(torch.tensor([number or 0], device=self.model.device)).max())
-        return number or None
+        return largest(self.accelerator, number, self.model.device)
 
     def finish(self) -> TrainingReport:
         self.accelerator.wait_for_everyone()
-        progress = self.progress
-        return TrainingReport(
-            steps=progress.step,
-            tokens=progress.tokens,
-            seconds=progress.seconds,
-            epoch_losses=progress.epoch_means(),
-            tokens_per_second=progress.tokens / max(progress.seconds, 1e-9),
-            peak_memory_bytes=peak_memory(self.model.device),
-            processes=self.accelerator.num_processes,
-            resumed_from=self.resumed_from,
-        )
+        return report_on(self.progress, self.accelerator.num_processes, self.model.device, self.resumed_from)

@@ -25,7 +25,8 @@ from liftlm.server.prefixes import PrefixCache
 from liftlm.server.sequences import Choice, Ending, Sampling, Sequence
 from liftlm.server_config import ServerConfig
 
-_STEPS = 4  # tokens of one document's batch before another's turn: switching adapters takes time
+_STEPS = 8  # tokens of one document's batch before another's turn: switching adapters takes as long as one
+_STALL_SECONDS = 1.0  # that running answers may wait for prompts: batches are worth filling first
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class Asked:
     queued: float = field(default_factory=time.monotonic)
     told_first: float | None = None  # when its first token was there
     cached: int = 0  # tokens of its prompt
+    steps_waited: int = 0  # training steps before its first token
     sequence: Sequence | None = None
+    prefill: Prefill | None = None
     shown: int = 0  # choices told
 
     @property
@@ -96,7 +99,8 @@ class Answers:
         self.prefixes = PrefixCache(self._network, config.prefix_megabytes * 2**20)
         self._order = itertools.count()
         self._waiting: list[tuple[int, int, Asked]] = []
-        self._prefills: deque[tuple[Asked, Prefill]] = deque()
+        self._next: Asked | None = None  # whose prompt is being computed
+        self._stepped = 0.0  # when a batch last went on
         self._batches: dict[Group, list[Batch]] = {}
         self._asked: dict[Sequence, Asked] = {}  # of the rows of all batches
         self._turns: deque[Group] = deque()
@@ -108,38 +112,53 @@ class Answers:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + (self._next is not None)
 
     @property
     def running(self) -> int:
-        return len(self._prefills) + len(self._asked)
+        return len(self._asked)
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._prefills or self._asked)
+        return bool(self._waiting or self._next or self._asked)
 
     def uses(self, entry_id: str) -> bool:
         """Whether an answer is being made with that entry."""
-        asked = [*self._asked.values(), *(asked for asked, _ in self._prefills)]
+        asked = [*self._asked.values(), *([self._next] if self._next else [])]
         return any(one.entry == entry_id for one in asked)
 
     def add(self, asked: Asked) -> None:
         heapq.heappush(self._waiting, (asked.priority, next(self._order), asked))
 
+    @property
+    def _unanswered(self) -> list[Asked]:
+        """Those without a first token."""
+        return [*(one for *_, one in self._waiting), *([self._next] if self._next else [])]
+
     def unanswered_since(self, moment: float) -> bool:
         """Whether a question that was there at that moment has not got its first token."""
-        asked = [*(one for *_, one in self._waiting), *(one for one, _ in self._prefills)]
-        return any(one.queued <= moment and not one.cancelled for one in asked)
+        return any(one.queued <= moment and not one.cancelled for one in self._unanswered)
+
+    def trained(self) -> None:
+        """A training step was taken, for which all who are here had to wait."""
+        for asked in self._unanswered:
+            asked.steps_waited += 1
 
     def turn(self) -> None:
-        """Some work: a waiting question is let in, a piece of a prompt is computed, a batch goes on by a few tokens."""
+        """Some work: a piece of a prompt is computed, or a batch goes on by a few tokens."""
         self._drop_cancelled()
-        while self._waiting and self._has_room(self._waiting[0][2]):
-            self._admit(heapq.heappop(self._waiting)[2])
-            if self._prefills:  # one at a time, so that running answers go on
-                break
-        if self._prefills:
-            self._guard([self._prefills[0][0]], self._advance_prompt)
+        if self._next is None and self._waiting and len(self._asked) < self._config.batch_rows:
+            self._next = heapq.heappop(self._waiting)[2]
+            self._metrics.question_wait.observe(time.monotonic() - self._next.queued)
+            self._guard([self._next], functools.partial(self._begin, self._next))
+        asked = self._next
+        blocked = asked is None or not self._has_room(asked)
+        if asked is not None and not blocked:
+            self._guard([asked], functools.partial(self._advance_prompt, asked))
+        if blocked or time.monotonic() - self._stepped >= _STALL_SECONDS:
+            self._advance_batches()
+
+    def _advance_batches(self) -> None:
         for _ in range(len(self._turns)):
             group = self._turns.popleft()
             if group in self._batches:
@@ -147,6 +166,7 @@ class Answers:
                 rows = [self._asked[row] for batch in self._batches[group] for row in batch.rows]
                 self._guard(rows, functools.partial(self._advance_group, group))
                 break
+        self._stepped = time.monotonic()
 
     def pause(self) -> None:
         """Takes the adapter off that was left on between turns."""
@@ -157,7 +177,7 @@ class Answers:
 
     def fail(self, error: LiftError, entry_id: str | None = None) -> None:
         """Ends all questions, or those of one entry, with an error."""
-        everyone = [*(one for *_, one in self._waiting), *(one for one, _ in self._prefills), *self._asked.values()]
+        everyone = [*self._unanswered, *self._asked.values()]
         for asked in everyone:
             if entry_id is None or asked.entry == entry_id:
                 asked.cancelled = True
@@ -167,40 +187,35 @@ class Answers:
     # --- one turn -----------------------------------------------------------------------------------------------------
 
     def _has_room(self, asked: Asked) -> bool:
-        rows, tokens = self.running, asked.sampling.max_tokens
-        for one in [*self._asked.values(), *(one for one, _ in self._prefills)]:
-            tokens += one.sampling.max_tokens + (len(one.sequence.prompt) if one.sequence else 0)
-        return rows == 0 or (rows < self._config.batch_rows and tokens < self._config.batch_tokens)
+        """Whether its tokens fit beside those of the answers that are being written."""
+        taken = sum(len(row.prompt) + row.sampling.max_tokens for row in (asked.sequence, *self._asked) if row)
+        return not self._asked or taken <= self._config.batch_tokens
 
-    def _admit(self, asked: Asked) -> None:
-        self._metrics.question_wait.observe(time.monotonic() - asked.queued)
+    def _begin(self, asked: Asked) -> None:
+        """Its prompt as tokens, and what is known of it already: the one before may have begun alike."""
+        opened = None if asked.entry is None else self._opened.get(asked.entry)
+        prompt = asked.build(self._model, opened)
+        asked.sequence = Sequence(prompt, asked.sampling, self._model.tokenizer, self._ends, self._penalty)
+        cache = None
+        if not asked.sampling.echo:
+            cache, asked.cached = self.prefixes.find(asked.group, prompt)
+        asked.prefill = Prefill(self._network, asked.sequence, cache, asked.cached)
 
-        def begin() -> None:
-            opened = None if asked.entry is None else self._opened.get(asked.entry)
-            prompt = asked.build(self._model, opened)
-            asked.sequence = Sequence(prompt, asked.sampling, self._model.tokenizer, self._ends, self._penalty)
-            cache, length = None, 0
-            if not asked.sampling.echo:
-                cache, length = self.prefixes.find(asked.group, prompt)
-            asked.cached = length
-            self._prefills.append((asked, Prefill(self._network, asked.sequence, cache, length)))
-
-        self._guard([asked], begin)
-
-    def _advance_prompt(self) -> None:
-        asked, prefill = self._prefills[0]
+    def _advance_prompt(self, asked: Asked) -> None:
+        prefill = asked.prefill
+        assert prefill is not None
         self._switch(asked.group)
-        if not prefill.done:
-            prefill.advance(self._config.prefill_tokens)
+        prefill.advance(self._config.prefill_tokens)
         if not prefill.done:
             return
-        self._prefills.popleft()
+        self._next = asked.prefill = None
         if not asked.sampling.echo:
             self.prefixes.keep(asked.group, prefill.sequence.prompt, prefill.cache)
         asked.tell(Began(tuple(prefill.sequence.prompt), tuple(prefill.choices)))
         text = prefill.first() if prefill.sequence.ending is None else ""
         asked.told_first = time.monotonic()
         self._metrics.first_token.observe(asked.told_first - asked.queued)
+        self._metrics.steps_waited.observe(asked.steps_waited)
         self._tell(asked, text)
         if prefill.sequence.ending is None:
             self._join(asked, prefill)
@@ -248,13 +263,15 @@ class Answers:
         self._batches[group] = [batch for batch in self._batches[group] if batch.rows]
         if not self._batches[group]:
             del self._batches[group]
+            self._opened.trim()
 
     def _drop_cancelled(self) -> None:
         """Those whose client has gone free their places."""
         if any(one.cancelled for *_, one in self._waiting):
             self._waiting = [entry for entry in self._waiting if not entry[2].cancelled]
             heapq.heapify(self._waiting)
-        self._prefills = deque(pair for pair in self._prefills if not pair[0].cancelled)
+        if self._next is not None and self._next.cancelled:
+            self._next = None
         for group, batches in list(self._batches.items()):
             for batch in batches:
                 gone = [row for row in batch.rows if self._asked[row].cancelled]

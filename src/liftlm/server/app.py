@@ -44,6 +44,7 @@ def make_app(service: Service, *, hosts: Iterable[str] = (), log_content: bool =
         lifespan=life,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would be to whatever host the request names
         strict_content_type=False,
     )
     app.state.service, app.state.hosts, app.state.log_content = service, set(hosts), log_content

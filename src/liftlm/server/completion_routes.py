@@ -24,6 +24,7 @@ from liftlm.server.answers import Asked, Began, Ended, Failed, Piece, Told
 from liftlm.server.owners import asking_owner, service_of
 from liftlm.server.prompting import Conversation, chat_prompt, shown, text_prompt
 from liftlm.server.protocol import (
+    EVENT_SCHEMA,
     PRIORITIES,
     ChatReply,
     ChatRequest,
@@ -45,7 +46,7 @@ _TEXT_TOKENS = 16  # OpenAI's default for completions
 _LOOK_SECONDS = 0.25  # between two looks whether the client is still there
 _LEAST_LOGPROB = -1e9  # JSON has no infinity
 _SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-_STREAMED: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"description": "server-sent events"}}}}
+_STREAMED: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT_SCHEMA}}}
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -231,8 +232,8 @@ class _Hearing:
         self._told: asyncio.Queue[tuple[int, Told]] = asyncio.Queue()
         self._asked: list[Asked] = []
         self._open = 0
+        self._looked = self._loop.time()
         self._first: tuple[int, Told] | None = None
-        self._looked = 0.0  # when it was last asked whether the client is there (monotonic seconds)
         self._request: Request | None = None
         self.began: dict[int, Began] = {}
         self.choices: dict[int, list[Choice]] = {}
@@ -275,13 +276,8 @@ class _Hearing:
             asked.cancelled = True
 
     async def _next(self) -> tuple[int, Told]:
-        assert self._request is not None
         while True:
-            if time.monotonic() - self._looked > _LOOK_SECONDS:  # also where there is always something to hear
-                self._looked = time.monotonic()
-                if await self._request.is_disconnected():
-                    self.leave()
-                    raise GoneError
+            await self._look()
             try:
                 heard = await asyncio.wait_for(self._told.get(), _LOOK_SECONDS)
             except TimeoutError:
@@ -293,6 +289,16 @@ class _Hearing:
                 self.leave()
                 raise heard[1].error
             return heard
+
+    async def _look(self) -> None:
+        """Now and then, whether the client is still there."""
+        assert self._request is not None
+        if self._loop.time() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = self._loop.time()
+        if await self._request.is_disconnected():
+            self.leave()
+            raise GoneError
 
 
 async def _all(hearing: _Hearing, count: int) -> tuple[list[str], list[Ended]]:

@@ -18,6 +18,7 @@ from liftlm.documents import UNTITLED, Document
 from liftlm.errors import EmptyDocumentError, InvalidRequestError, LiftError
 from liftlm.server.owners import asking_owner, service_of
 from liftlm.server.protocol import (
+    EVENT_SCHEMA,
     PRIORITIES,
     DeletedDocument,
     DocumentCard,
@@ -107,10 +108,7 @@ def get_document(document: str, owner: Owner, service: Served) -> DocumentCard:
 
 @router.get(
     "/v1/documents/{document}/events",
-    responses={
-        200: {"content": {"text/event-stream": {"schema": {"description": "server-sent events"}}}},
-        **errors_of(404),
-    },
+    responses={200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA}}}, **errors_of(404)},
     response_class=StreamingResponse,
 )
 async def follow(document: str, request: Request, owner: Owner, service: Served) -> StreamingResponse:

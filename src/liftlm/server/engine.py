@@ -170,7 +170,6 @@ class Engine:
         def work(model: Model) -> None:
             self._answers.fail(gone, entry_id)
             self._answers.prefixes.forget(entry_id)
-            self._answers.pause()
             self._opened.forget(entry_id)
 
         return self.call(work)
@@ -181,7 +180,9 @@ class Engine:
         try:
             model = self._load()
             server = self.config.server
-            self._opened = OpenedEntries(model, self.library, server.adapter_megabytes * 2**20, self._in_use)
+            self._opened = OpenedEntries(
+                model, self.library, server.adapter_megabytes * 2**20, self._in_use, lambda: self._answers.pause()
+            )
             self._answers = Answers(model, self._opened, server, self._metrics)
             self.model = model
         except BaseException as error:
@@ -268,13 +269,9 @@ class Engine:
             if job.cancelled:
                 raise CancelledJob
             self._watch.started(entry_id)
-            clock = [time.monotonic()]
-
-            def on_step(metrics: StepMetrics) -> None:
-                self._after_step(job, metrics, time.monotonic() - clock[0])
-                clock[0] = time.monotonic()
-
-            adapter, _ = self.library.absorb_once(job.document, self.model, job.config, on_step=on_step)
+            adapter, _ = self.library.absorb_once(
+                job.document, self.model, job.config, on_step=lambda metrics: self._after_step(job, metrics)
+            )
             self._opened.add(adapter)
             self._watch.ready(entry_id, adapter)
         except CancelledJob:
@@ -289,7 +286,8 @@ class Engine:
             self._job = None
             self._metrics.absorb_speed.set(0)
 
-    def _after_step(self, job: Job, metrics: StepMetrics, seconds: float) -> None:
+    def _after_step(self, job: Job, metrics: StepMetrics) -> None:
+        seconds = metrics.tokens / metrics.tokens_per_second
         self._metrics.step_seconds.observe(seconds)
         self._metrics.absorb_speed.set(metrics.tokens_per_second)
         self._metrics.absorbed_tokens.inc(metrics.tokens)
@@ -309,6 +307,8 @@ class Engine:
         end = began + step_seconds * share / (1 - share)
         network.eval()
         try:
+            self._accept()
+            self._answers.trained()
             self._answer(lambda: time.monotonic() >= end and not self._answers.unanswered_since(began))
         finally:
             network.train()

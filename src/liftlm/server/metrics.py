@@ -26,6 +26,8 @@ class Metrics:
         self.question_wait = self._histogram(
             "question_wait_seconds", "From a question's arrival to the first work on it", _SECONDS
         )
+        waited = "Training steps between a question's arrival and its first token"
+        self.steps_waited = self._histogram("training_steps_waited", waited, (0, 1, 2, 5))
         self.step_seconds = self._histogram("training_step_seconds", "Of one training step", _SECONDS)
         self.answer_speed = self._histogram(
             "answer_tokens_per_second",

@@ -27,10 +27,18 @@ class Opened:
 
 
 class OpenedEntries:
-    """in_use: whether an entry must stay."""
+    """in_use: whether an entry must stay; switch_off: no adapter may be on when one is taken away."""
 
-    def __init__(self, model: Model, library: Library, most_bytes: int, in_use: Callable[[str], bool]) -> None:
-        self._model, self._library, self._most, self._in_use = model, library, most_bytes, in_use
+    def __init__(
+        self,
+        model: Model,
+        library: Library,
+        most_bytes: int,
+        in_use: Callable[[str], bool],
+        switch_off: Callable[[], None],
+    ) -> None:
+        self._model, self._library, self._most = model, library, most_bytes
+        self._in_use, self._switch_off = in_use, switch_off
         self._entries: OrderedDict[str, Opened] = OrderedDict()
         self.hits = self.misses = 0
 
@@ -52,14 +60,19 @@ class OpenedEntries:
         size = sum(tensor.nbytes for tensor in self._model.adapters[adapter.id].tensors().values())
         self._model.network.eval()  # a fresh LoRA layer begins in training mode, in which dropout acts
         opened = self._entries[adapter.id] = Opened(adapter, size)
-        for old in list(self._entries):
+        self.trim()
+        return opened
+
+    def trim(self) -> None:
+        """Takes entries away that nobody uses until the rest fits the budget; the one used last stays."""
+        for old in list(self._entries)[:-1]:
             if self.bytes <= self._most:
                 break
-            if old != adapter.id and not self._in_use(old):
+            if not self._in_use(old):
                 self.forget(old)
-        return opened
 
     def forget(self, entry_id: str) -> None:
         """Frees its memory."""
         if self._entries.pop(entry_id, None) is not None:
+            self._switch_off()
             remove_adapter(self._model, entry_id)

@@ -57,7 +57,7 @@ class _Sampled(_Request):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: (
         Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
         | None
     ) = None
     stream: bool | None = None
@@ -161,6 +161,14 @@ class NewDocument(_Request):
     alias: Alias | None = None
     settings: dict[str, Any] = {}
     priority: Priority = "normal"
+
+
+# one event of text/event-stream, as OpenAPI describes it
+EVENT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------

@@ -108,15 +108,15 @@ class Sequence:
         found = [at for stop in self.sampling.stop if (at := self._text.find(stop)) >= 0]
         if found:
             self._text, self.ending, last = self._text[: min(found)], "stop", True
-        if self.sampling.answer and not self._told:
-            self._text = self._text.lstrip()
-        end = len(self._text)
+        begin, end = self._told, len(self._text)
+        if self.sampling.answer and not begin:
+            begin = end - len(self._text.lstrip())  # kept, as a stop text may begin with it
         if not last:
             stops = self.sampling.stop
             end -= max((n for s in stops for n in range(1, len(s)) if self._text.endswith(s[:n])), default=0)
         if self.sampling.answer:
             end = len(self._text[:end].rstrip())
-        piece = self._text[self._told : end]
+        piece = self._text[begin:end]
         self._told = max(self._told, end)
         return piece
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from liftlm.evaluation.predicting import Predictor
 from liftlm.evaluation.scoring import read_predictions, read_rows
 from liftlm.library import Library
 from liftlm.models import Model
-from liftlm.storage import canonical_json, write_errors
+from liftlm.storage import append_json_line, canonical_json
 from liftlm.studies.questions import StudyQuestions, score_row
 from liftlm.studies.study import Arm, Options, Row
 from liftlm.training import OnStep
@@ -177,12 +176,7 @@ class Bench:
         self._rows[row["id"]] = row
         part, parts = self._part
         path = self.folder / ("rows.jsonl" if parts == 1 else f"rows-{part}.jsonl")
-        with write_errors(path), path.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, 2)
-                if file.read(1) != b"\n":  # a process was killed while it wrote
-                    file.write(b"\n")
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        append_json_line(path, row)
         self._on_row(row)
 
 
