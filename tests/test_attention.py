@@ -128,7 +128,7 @@ def test_what_is_not_covered_is_left_to_pytorch(tiny_folder: Path, monkeypatch: 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert run(use_cache=False) == 0
         monkeypatch.setattr(
-            attention, "_KEPT_BYTES", 4 * 40 * 40 * 4 // 2
+            attention, "KEPT_BYTES", 4 * 40 * 40 * 4 // 2
         )  # shares of a causal row, without the diagonal blocks
         assert run(use_cache=False) == 0, "a row too long to keep its shares"
     assert run(use_cache=False) == 0, "switched off again"

@@ -272,21 +272,19 @@ def test_a_full_queue_refuses_and_says_when(tiny_folder: Path, tmp_path: Path) -
         assert too_many.status_code == 429
 
 
-def test_the_urgent_come_first(tiny_folder: Path, tmp_path: Path) -> None:
-    with serving(tiny_folder, "server.batch_rows=1", home=tmp_path / "home") as server:
+def test_the_urgent_come_first(tmp_path: Path) -> None:
+    model = save_wide(tmp_path)
+    with serving(model, "server.batch_rows=1", home=tmp_path / "home") as server:
         ended: list[str] = []
 
-        def one(priority: str) -> None:
-            content(
-                server.client.post(
-                    "/v1/chat/completions", json=question("tiny-llama", priority=priority, max_tokens=60)
-                )
-            )
+        def one(priority: str, tokens: int = 60) -> None:
+            body = question(model.name, priority=priority, max_tokens=tokens)
+            content(server.client.post("/v1/chat/completions", json=body))
             ended.append(priority)
 
         with concurrent.futures.ThreadPoolExecutor(9) as pool:
-            pool.submit(one, "normal")
-            time.sleep(0.05)
+            pool.submit(one, "normal", 2000)  # runs until all others wait
+            wait_for(lambda: number_in(server.client.get("/metrics").text, "liftlm_running_answers") == 1)
             for priority in ("low", "low", "low", "normal", "normal", "high", "high"):
                 pool.submit(one, priority)
         assert set(ended[-3:]) == {"low"} and ended.index("high") < len(ended) - 4

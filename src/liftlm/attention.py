@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _NAME = "liftlm_blocks"
 _ROWS = 384  # of scores at once, counting a key's heads: in cache, and enough for a good matrix product
-_KEPT_BYTES = 64 << 20  # probabilities that a call keeps for its backward pass; with more, PyTorch's kernel is as fast
+KEPT_BYTES = 64 << 20  # probabilities that a call keeps for its backward pass; with more, PyTorch's kernel is as fast
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def _covers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, opti
     if key.shape[2:] != (tokens, size) or heads % key.shape[1]:
         return False
     numbers = batch * heads * tokens * (tokens if mask is not None else (tokens + _ROWS) / 2)
-    return numbers * query.dtype.itemsize <= _KEPT_BYTES
+    return numbers * query.dtype.itemsize <= KEPT_BYTES
 
 
 def _spans(tokens: int, shared: int, causal: bool) -> list[tuple[int, int, int]]:
