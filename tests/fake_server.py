@@ -182,9 +182,9 @@ class FakeServer:
                 "completion_tokens": COMPLETION_TOKENS,
                 "total_tokens": total,
             }
-        handler.send(200, completion)
-        with self.lock:
+        with self.lock:  # before the client can have read it and look at the count
             self.answered += 1
+        handler.send(200, completion)
 
 
 class _Listener(ThreadingHTTPServer):
