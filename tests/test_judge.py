@@ -236,7 +236,7 @@ def test_a_wait_that_is_too_long_is_not_waited_for(tmp_path: Path) -> None:
     start = time.monotonic()
     with FakeServer(failures=["", "429:100000"], reply=same) as server:
         judge_rows(predictions(3), judge(server, concurrency=1), tmp_path / "j.jsonl")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert [found["verdict"] for found in kept(tmp_path / "j.jsonl")] == [True, None, True]
     assert "status 429" in kept(tmp_path / "j.jsonl")[1]["error"]
 

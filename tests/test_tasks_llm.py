@@ -195,12 +195,12 @@ def test_tasks_come_while_others_are_still_being_written(tmp_path: Path) -> None
 
 
 def test_poll_does_not_wait(tmp_path: Path) -> None:
-    with FakeServer(delay_seconds=0.4) as server:
+    with FakeServer(delay_seconds=3) as server:
         stream = LlmWriter(document(1), config(server.url), tmp_path / "tasks.jsonl").stream()
         began = time.monotonic()
         assert stream.poll() is None and stream.poll(0.05) is None and not stream.finished
-        assert time.monotonic() - began < 0.3
-        tasks = stream.poll(10)
+        assert time.monotonic() - began < 2.5
+        tasks = stream.poll(60)
         assert tasks is not None and len(tasks) == 2
         assert stream.poll(10) is None and stream.finished and list(stream) == []
 
@@ -282,7 +282,7 @@ def test_what_asking_again_cannot_help_is_not_asked_again(tmp_path: Path, failur
     with FakeServer(failures=["", failure]) as server:
         began = time.monotonic()
         lists, report = run(document(3), config(server.url), tmp_path / "tasks.jsonl")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20
     assert len(lists) == 2 and (report.failed, report.retries, report.requests, report.not_supported) == (1, 0, 3, ())
 
 
@@ -313,11 +313,11 @@ def unreachable(settings: TasksConfig, cache: Path, count: int = 6) -> WriterUnr
     ],
 )
 def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, word: str) -> None:
-    monkeypatch.setattr(asking, "_FIRST_PAUSE", 5.0)  # it is not waited for
+    monkeypatch.setattr(asking, "_FIRST_PAUSE", 60.0)  # it is not waited for
     began = time.monotonic()
     error = unreachable(config(url), tmp_path / "tasks.jsonl")
     assert url in error.message and word in error.message and "tasks.llm.base_url" in error.next_step
-    assert time.monotonic() - began < 4.5
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(
@@ -706,7 +706,7 @@ def test_closing_early_stops_the_requests(tmp_path: Path, how: str) -> None:
             stream.close()
             stream.close()
             assert stream.finished and list(stream) == []
-        assert writer_threads() == [] and time.monotonic() - began < 2
+        assert writer_threads() == [] and time.monotonic() - began < 20
         asked = len(server.requests)
         assert asked <= 1 + 4 * 2
         time.sleep(0.25)
@@ -724,7 +724,7 @@ def test_closing_while_it_waits_to_ask_again(tmp_path: Path, monkeypatch: pytest
             time.sleep(0.01)
         began = time.monotonic()
         stream.close()
-        assert time.monotonic() - began < 2 and writer_threads() == []
+        assert time.monotonic() - began < 20 and writer_threads() == []
 
 
 def test_an_interrupted_reader_stops_waiting(tmp_path: Path) -> None:
@@ -744,7 +744,7 @@ def test_an_interrupted_reader_stops_waiting(tmp_path: Path) -> None:
                 LlmWriter(document(4), config(server.url), tmp_path / "tasks.jsonl").stream() as stream,
             ):
                 next(stream)
-            assert time.monotonic() - began < 2 and writer_threads() == []
+            assert time.monotonic() - began < 20 and writer_threads() == []
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
