@@ -13,6 +13,7 @@ from conftest import save_model
 from liftlm import load_config, load_model
 from liftlm.cli import app
 from liftlm.config import LiftConfig
+from liftlm.demo import load_demo
 from liftlm.errors import BenchmarkDataError, ConfigError
 from liftlm.evaluation.interference import measure_interference
 from liftlm.evaluation.needles import Needles, hide
@@ -124,6 +125,16 @@ def test_answers_of_another_length_are_predicted_anew(model: Model, data: Path, 
     Predictor(model, config(), benchmark, folder, on_row=rows.append).predict(benchmark.load(data), ["closed-book"])
     assert [row["answer_tokens"] <= 2 for row in rows] == [True] * 3
     assert score_folder(folder, OwnQuestions()).methods["closed-book"]["n"] == 3
+
+
+def test_the_chronicle_alone_has_no_control(model: Model, tmp_path: Path) -> None:
+    """Regression: it was its own control."""
+    row = {"document": load_demo()[0].text, "question": "Who rang?", "answer": "Oldacre"}
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(ConfigError, match="no other document to absorb") as caught:
+        predict(model, path, tmp_path / "out", ["closed-book", "lift-other"])
+    assert "--methods" in caught.value.next_step and not list((tmp_path / "out").glob("predictions*"))
 
 
 def test_without_the_extra_it_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,7 @@ def test_pauses_double_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     def pauses(attempt: int) -> list[float]:
         outcome = SimpleNamespace(exception=lambda: TimeoutError())
         state: Any = SimpleNamespace(attempt_number=attempt, outcome=outcome)
-        return [asking._pause(state) for _ in range(200)]
+        return [asking.pause(state) for _ in range(200)]
 
     for attempt in (1, 2, 3, 4):
         drawn = pauses(attempt)

@@ -1,6 +1,6 @@
 """What absorbing costs the model itself: 20 questions of general knowledge, and the likelihood of an unrelated text.
 
-The unrelated text is the beginning of the demo's chronicle, which is invented, so no benchmark's document is about it.
+The unrelated text is the one that `--diagnose` reads: written for it, about nothing that a document is likely to be about.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import torch
 
 from liftlm.adapters import use_adapter
 from liftlm.config import LiftConfig
-from liftlm.demo import load_demo
+from liftlm.diagnosing import UNRELATED
 from liftlm.generating import Prompt, generate
 from liftlm.models import Model
 from liftlm.prompts import Wording, render_prompt, worded_turn
 
-_UNRELATED = 1024  # tokens
 _ANSWER = 32  # tokens
 
 
@@ -33,7 +32,7 @@ class Interference:
 
 def measure_interference(model: Model, adapter: str | None, config: LiftConfig) -> Interference:
     """With all of the adapter acting (None: the base model), greedy."""
-    tokens = model.encode(load_demo()[0].text)[: min(_UNRELATED, model.window)]
+    tokens = model.encode(UNRELATED)[: model.window]
     rows = json.loads((resources.files("liftlm.evaluation") / "general.json").read_text(encoding="utf-8"))
     prompts = [
         Prompt(render_prompt(model.tokenizer, [worded_turn(model.tokenizer, Wording(row["question"], "", ""))]))

@@ -164,13 +164,13 @@ class _Judging:
         import openai
 
         _check(self.judge)
-        self.key = asking._api_key(LlmConfig(api_key_variable=self.judge.api_key_variable))
+        self.key = asking.api_key(LlmConfig(api_key_variable=self.judge.api_key_variable))
         seconds = self.judge.timeout_seconds
         self.client = openai.AsyncOpenAI(
             base_url=self.judge.base_url.rstrip("/"),
             api_key=self.key,
             max_retries=0,  # tenacity's part
-            timeout=openai.Timeout(seconds, connect=min(asking._CONNECT, seconds)),
+            timeout=openai.Timeout(seconds, connect=min(asking.CONNECT_SECONDS, seconds)),
         )
         rest = iter(self.todo)
         try:
@@ -219,7 +219,7 @@ class _Judging:
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.judge.attempts),
             retry=self._may_help,
-            wait=asking._pause,
+            wait=asking.pause,
             reraise=True,
         )
         try:
@@ -259,8 +259,8 @@ class _Judging:
 
         error = state.outcome.exception() if state.outcome is not None else None
         if isinstance(error, openai.APIStatusError):
-            again = error.status_code in asking._REPEAT or error.status_code >= 500
-            return again and (asking._retry_after(error) or 0) <= asking._LONGEST_WAIT
+            again = error.status_code in asking.WORTH_REPEATING or error.status_code >= 500
+            return again and (asking.retry_after(error) or 0) <= asking.LONGEST_WAIT
         if isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError):
             return self.reached
         return isinstance(error, openai.APITimeoutError | TimeoutError | _ForeignError | ValueError)
@@ -273,8 +273,8 @@ class _Judging:
             reason = f"did not answer within {self.judge.timeout_seconds:g} seconds"
             return asking.AskingError(reason, _LATER, gone=True)
         if isinstance(error, openai.APIConnectionError):
-            reason = f"cannot be reached: {self._short(asking._root(error))}"
-            absent = any(isinstance(each, ConnectionRefusedError | socket.gaierror) for each in asking._causes(error))
+            reason = f"cannot be reached: {self._short(asking.root(error))}"
+            absent = any(isinstance(each, ConnectionRefusedError | socket.gaierror) for each in asking.causes(error))
             step = "Start the server, or correct the judge's address."
             return asking.AskingError(reason, step, gone=True, absent=absent)
         if not isinstance(error, openai.APIStatusError):
@@ -288,7 +288,7 @@ class _Judging:
             step = f"Put a valid key into the environment variable {self.judge.api_key_variable}."
         elif error.status_code == 404:
             step = f"Check the judge's model ({self.judge.model}) and its address, which mostly ends with /v1."
-        gone = error.status_code in (401, 403, 404, *asking._REPEAT) or error.status_code >= 500
+        gone = error.status_code in (401, 403, 404, *asking.WORTH_REPEATING) or error.status_code >= 500
         return asking.AskingError(reason, step, gone=gone)
 
     def _given_up(self, failure: asking.AskingError) -> JudgeUnreachableError:
@@ -302,11 +302,11 @@ class _Judging:
 
     def _safe(self, said: str) -> str:
         """A server's words without the key."""
-        return said if self.key == asking._NO_KEY else said.replace(self.key, "…")
+        return said if self.key == asking.NO_KEY else said.replace(self.key, "…")
 
     def _short(self, said: object) -> str:
         text = " ".join(self._safe(str(said)).split())
-        return (text if len(text) <= asking._REASON_LENGTH else text[: asking._REASON_LENGTH] + " …").rstrip(". ")
+        return (text if len(text) <= asking.REASON_LENGTH else text[: asking.REASON_LENGTH] + " …").rstrip(". ")
 
 
 def _check(judge: Judge) -> None:

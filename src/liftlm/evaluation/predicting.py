@@ -91,9 +91,15 @@ class Predictor:
         self._absorbed = {(row["document_id"], row["control"]) for row in read_rows(folder, "absorbs")[0]}
 
     def predict(self, items: Sequence[Item], methods: Sequence[str]) -> None:
-        """This process's share of the documents (every `parts`-th). Raises ConfigError for unknown methods, and what
-        absorbing raises; a question that fails for itself becomes a row with an error, tried again next time."""
+        """This process's share of the documents (every `parts`-th).
+
+        Raises ConfigError for unknown methods and a control without another document, and what absorbing raises; a question
+        that fails for itself becomes a row with an error, tried again next time.
+        """
         check_methods(methods)
+        if any(METHODS[method].adapter == "other" for method in methods):
+            for index in range(self._part, len(items), self._parts):
+                _other_document(items, index)
         done = self.done()
         for index in range(self._part, len(items), self._parts):
             self.predict_document(items, index, methods, done)
@@ -320,13 +326,22 @@ def check_methods(methods: Sequence[str]) -> None:
 
 
 def _other_document(items: Sequence[Item], index: int) -> Document:
-    """The next document of the benchmark with another text; the demo's chronicle where there is none."""
+    """The next document of the benchmark with another text; the demo's chronicle where there is none.
+
+    Raises ConfigError where the chronicle itself is all there is.
+    """
     own = items[index].document
     for step in range(1, len(items)):
         other = items[(index + step) % len(items)].document
         if other.text != own.text:
             return other
-    return load_demo()[0]
+    chronicle = load_demo()[0]
+    if own.text.strip() == chronicle.text.strip():
+        raise ConfigError(
+            f"The control 'lift-other' has no other document to absorb than '{own.title}', which is to be answered about.",
+            "Leave lift-other out of --methods, or evaluate at least two documents.",
+        )
+    return chronicle
 
 
 def _at_full_window(model: Model) -> Model:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
 _LONGEST_PAUSE = 60.0  # seconds
-_LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait; a sentence that would have to wait longer fails
-_CONNECT = 10.0  # seconds
+LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait; a sentence that would have to wait longer fails
+CONNECT_SECONDS = 10.0  # seconds
 _READINGS = 2  # how often a sentence is asked about whose reply cannot be read
-_REPEAT = (408, 409, 425, 429)  # statuses below 500 that may go away by themselves
-_REASON_LENGTH = 300  # characters of a server's own words that are shown
+WORTH_REPEATING = (408, 409, 425, 429)  # statuses below 500 that may go away by themselves
+REASON_LENGTH = 300  # characters of a server's own words that are shown
 
 _START_IT = "Start the server, or correct tasks.llm.base_url."
 _ADDRESS = "Check tasks.llm.base_url, which mostly ends with /v1."
@@ -80,7 +80,7 @@ class Server:
         self.requests = self.retries = self.prompt_tokens = self.completion_tokens = 0  # so far, of all sentences
         self.options = {"response_format", "temperature"}  # not rejected so far
         self._config = config
-        self._key = _api_key(config)
+        self._key = api_key(config)
         self._reached = False  # whether it has ever answered, if only with an error
         self._structured = False  # whether it has ever answered with response_format
         self._client: openai.AsyncOpenAI | None = None
@@ -92,7 +92,9 @@ class Server:
             base_url=self.url,
             api_key=self._key,
             max_retries=0,  # tenacity's part
-            timeout=openai.Timeout(self._config.timeout_seconds, connect=min(_CONNECT, self._config.timeout_seconds)),
+            timeout=openai.Timeout(
+                self._config.timeout_seconds, connect=min(CONNECT_SECONDS, self._config.timeout_seconds)
+            ),
         )
         return self
 
@@ -109,7 +111,7 @@ class Server:
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._config.attempts),
             retry=self._may_help,
-            wait=_pause,
+            wait=pause,
             before_sleep=self._count_retry,
             reraise=True,
         )
@@ -199,8 +201,8 @@ class Server:
         if isinstance(error, _UnreadableError):
             return state.attempt_number < _READINGS
         if isinstance(error, openai.APIStatusError):
-            again = error.status_code in _REPEAT or error.status_code >= 500
-            return again and (_retry_after(error) or 0) <= _LONGEST_WAIT
+            again = error.status_code in WORTH_REPEATING or error.status_code >= 500
+            return again and (retry_after(error) or 0) <= LONGEST_WAIT
         if isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError):
             return self._reached  # a server that was never there is not waited for
         return isinstance(error, openai.APITimeoutError | TimeoutError)
@@ -216,8 +218,8 @@ class Server:
             reason = f"did not answer within {self._config.timeout_seconds:g} seconds"
             return AskingError(reason, f"{_LATER} tasks.llm.timeout_seconds sets how long to wait.", gone=True)
         if isinstance(error, openai.APIConnectionError):
-            absent = any(isinstance(cause, ConnectionRefusedError | socket.gaierror) for cause in _causes(error))
-            return AskingError(f"cannot be reached: {self._safe(_root(error))}", _START_IT, gone=True, absent=absent)
+            absent = any(isinstance(cause, ConnectionRefusedError | socket.gaierror) for cause in causes(error))
+            return AskingError(f"cannot be reached: {self._safe(root(error))}", _START_IT, gone=True, absent=absent)
         if not isinstance(error, openai.APIStatusError):
             return AskingError(f"sent what is no reply: {self._safe(error)}", _LATER, gone=True)
         body: Any = error.body
@@ -229,29 +231,29 @@ class Server:
             step = f"Check tasks.llm.model ({self.model}) and t{_ADDRESS.removeprefix('Check t')}"
         else:
             step = _LATER
-        gone = error.status_code in (401, 403, 404, *_REPEAT) or error.status_code >= 500
+        gone = error.status_code in (401, 403, 404, *WORTH_REPEATING) or error.status_code >= 500
         return AskingError(reason, step, gone=gone)
 
     def _safe(self, said: object) -> str:
         """A server's words, short, on one line, and without the key."""
         text = " ".join(str(said).split())
-        text = text if self._key == _NO_KEY else text.replace(self._key, "…")
-        return (text if len(text) <= _REASON_LENGTH else text[:_REASON_LENGTH] + " …").rstrip(". ")
+        text = text if self._key == NO_KEY else text.replace(self._key, "…")
+        return (text if len(text) <= REASON_LENGTH else text[:REASON_LENGTH] + " …").rstrip(". ")
 
 
-def _pause(state: tenacity.RetryCallState) -> float:
+def pause(state: tenacity.RetryCallState) -> float:
     """Seconds until the next attempt: what the server asks for, else growing ones; never the same for all."""
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, _UnreadableError):
         return 0.0
-    asked = _retry_after(error)
+    asked = retry_after(error)
     if asked is not None:
         return asked + random.uniform(0, _FIRST_PAUSE)
     pause = min(_FIRST_PAUSE * 2.0 ** (state.attempt_number - 1), _LONGEST_PAUSE)
     return pause * random.uniform(0.75, 1.5)
 
 
-def _retry_after(error: BaseException | None) -> float | None:
+def retry_after(error: BaseException | None) -> float | None:
     """The Retry-After header in seconds: a number of them, or a date."""
     headers = getattr(getattr(error, "response", None), "headers", None)
     value = headers.get("retry-after") if headers is not None else None
@@ -264,17 +266,17 @@ def _retry_after(error: BaseException | None) -> float | None:
     return None
 
 
-def _root(error: BaseException) -> str:
+def root(error: BaseException) -> str:
     """The operating system's word for it, where there is one below the clients' wrappings."""
     words = str(error)
-    for inner in _causes(error):
+    for inner in causes(error):
         if isinstance(inner, OSError) and inner.strerror:
             return inner.strerror if not inner.errno or inner.errno < 0 else os.strerror(inner.errno)
         words = str(inner) or words
     return words
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what lies below it."""
     inner: BaseException | None = error
     while inner is not None:
@@ -284,7 +286,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
-_NO_KEY = "none"  # local servers want some key, and any will do
+NO_KEY = "none"  # local servers want some key, and any will do
 
 
 def _checked(config: LlmConfig) -> tuple[str, str]:
@@ -307,7 +309,7 @@ def _checked(config: LlmConfig) -> tuple[str, str]:
     )
 
 
-def _api_key(config: LlmConfig) -> str:
+def api_key(config: LlmConfig) -> str:
     """From the environment; never stored, logged or shown. Raises ConfigError."""
     key = os.environ.get(config.api_key_variable, "").strip()
     if not key.isascii() or not key.isprintable():
@@ -315,4 +317,4 @@ def _api_key(config: LlmConfig) -> str:
             f"The key in the environment variable {config.api_key_variable} holds characters that no key has.",
             "Set it anew.",
         )
-    return key or _NO_KEY
+    return key or NO_KEY
