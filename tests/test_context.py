@@ -55,6 +55,8 @@ def test_policies() -> None:
     assert truncate.select("Where did the miller move?", 1000) == characters(text)
     assert retrieve.select("Where did the miller move?", 1000) == characters("The miller moved to Arden.")
     assert retrieve.select("When was the fire?", 1000) == characters("A fire took it in May.")
+    assert retrieve.sources("When was the fire?") == ("A fire took it in May.",)
+    assert truncate.sources("Where did the miller move?") == retrieve.sources("Never asked?") == ()
     assert none.for_all and truncate.for_all and not retrieve.for_all
     for policy in (none, truncate, retrieve):
         assert policy.select("When was the fire?", 0) == policy.select("When was the fire?", -3) == []

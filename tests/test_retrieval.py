@@ -28,7 +28,7 @@ def characters(text: str) -> list[int]:
 
 def shown(question: str, text: str = TEXT, budget: int = 10_000, **options: object) -> list[str]:
     """The runs of text between the marks."""
-    tokens = Retriever(text, characters, RetrievalConfig.model_validate(options)).select(question, budget, MARK)
+    tokens = Retriever(text, characters, RetrievalConfig.model_validate(options)).select(question, budget, MARK).tokens
     assert len(tokens) <= max(budget, 0)
     runs: list[str] = [""]
     for token in tokens:
@@ -51,6 +51,15 @@ def shown(question: str, text: str = TEXT, budget: int = 10_000, **options: obje
 )
 def test_finds_the_sentence(question: str, index: int) -> None:
     assert shown(question, count=1, neighbours=0) == [SENTENCES[index]]
+
+
+def test_sources_are_the_found_sentences_word_for_word_the_best_first() -> None:
+    retriever = Retriever(TEXT, characters, RetrievalConfig(count=2, neighbours=1))
+    assert retriever.select("fire bell", 10_000, MARK).sources == (SENTENCES[1], SENTENCES[6])
+    last = SENTENCES[6]
+    backwards = retriever.select("fire bell", 10_000, MARK, lambda question, texts: [float(t == last) for t in texts])
+    assert backwards.sources == (last, SENTENCES[1])
+    assert retriever.select("fire bell", 0, MARK).sources == (), "what does not fit is not shown"
 
 
 def test_neighbours_come_along_and_overlaps_become_one_run() -> None:
@@ -141,7 +150,7 @@ def test_the_demo_evidence_is_found() -> None:
     retriever = Retriever(document.text, characters, RetrievalConfig())
     found = 0
     for row in rows:
-        text = "".join(chr(t) for t in retriever.select(row["question"], 100_000, MARK) if t >= 0)
+        text = "".join(chr(t) for t in retriever.select(row["question"], 100_000, MARK).tokens if t >= 0)
         evidence = [row["evidence"]] if isinstance(row["evidence"], str) else row["evidence"]
         found += any(sentence in text for sentence in evidence)
     assert found >= 0.85 * len(rows)

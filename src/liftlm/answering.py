@@ -36,6 +36,7 @@ class Answer:
     context_tokens: int  # of the document, inside the prompt
     answer_tokens: int
     seconds: float
+    sources: tuple[str, ...] = ()  # sentences (or segments) that `retrieve` found, word for word, the best first
 
 
 def answer(
@@ -76,7 +77,7 @@ def answer_all(
     with use_adapter(model, adapter.id if adapter else None, strength=acting_strength(settings)):
         for generated in generate(model, prompts, settings, seed, on_text):
             index = generated.index
-            answers[index] = _answer(questions[index], prompts[index], generated, adapter, settings)
+            answers[index] = _answer(questions[index], prompts[index], generated, adapter, settings, text)
             on_answer(index, answers[index])
     return [answers[index] for index in range(len(questions))]
 
@@ -126,11 +127,16 @@ class Conversation:
         with use_adapter(self._model, name, strength=acting_strength(settings)):
             (generated,) = generate(self._model, [prompt], settings, self._config.seed, on_text)
         self._history = [*kept, (question, generated.text)]
-        return _answer(question, prompt, generated, self._adapter, settings)
+        return _answer(question, prompt, generated, self._adapter, settings, self._text)
 
 
 def _answer(
-    question: str, prompt: FilledWindow, generated: Generated, adapter: Adapter | None, settings: AnsweringConfig
+    question: str,
+    prompt: FilledWindow,
+    generated: Generated,
+    adapter: Adapter | None,
+    settings: AnsweringConfig,
+    text: WindowText,
 ) -> Answer:
     return Answer(
         question=question,
@@ -141,6 +147,7 @@ def _answer(
         context_tokens=len(prompt.context),
         answer_tokens=generated.tokens,
         seconds=generated.seconds,
+        sources=text.sources(question),
     )
 
 
@@ -165,10 +172,8 @@ def _document(adapter: Adapter | None, document: Document | None) -> Document:
 
 
 def window_text(model: Model, adapter: Adapter | None, document: Document, settings: AnsweringConfig) -> WindowText:
-    """The document as the context policy shows it; where there is an adapter, it ranks what `retrieve` finds."""
-    if adapter is None:
-        return WindowText(document.text, model.encode, settings)
-    name, ranker = adapter.id, Ranker(model, document.title)
+    """The document as the context policy shows it; the model ranks what `retrieve` finds, with the adapter if there is one."""
+    name, ranker = adapter.id if adapter else None, Ranker(model, document.title)
 
     def rerank(question: str, texts: list[str]) -> list[float]:
         with use_adapter(model, name):

@@ -43,6 +43,7 @@ from liftlm.study_commands import study
 
 if TYPE_CHECKING:
     from liftlm.absorbing import Adapter
+    from liftlm.answering import Answer
     from liftlm.models import Model
     from liftlm.tasks import Task
 
@@ -205,8 +206,9 @@ def chat(
         if not line.strip():
             continue
         try:
-            conversation.ask(as_text(line.strip()), on_text=lambda part: print(part, end="", flush=True))
+            said = conversation.ask(as_text(line.strip()), on_text=lambda part: print(part, end="", flush=True))
             print(flush=True)
+            _show_source(said)
         except LiftError as error:
             report_error(error)
 
@@ -347,10 +349,17 @@ def _print_streamed(model: Model, adapter: Adapter | None, question: str, text: 
         on_text=lambda part: print(part, end="", flush=True),
     )
     print(flush=True)
+    _show_source(given)
     note(
         f"{given.method} · {given.prompt_tokens} prompt tokens ({given.context_tokens} of the document) · "
         f"{given.answer_tokens} answer tokens · {given.seconds:.1f} s"
     )
+
+
+def _show_source(given: Answer) -> None:
+    """A small model misreads what it has found; the sentence itself lets the reader see it."""
+    if given.sources:
+        note(f"Best match in the text: “{given.sources[0]}”")
 
 
 # --- entry point ------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ class WindowText:
         rerank: Rerank | None = None,
     ) -> None:
         self._text, self._encode, self._settings, self._rerank = text, encode, settings, rerank
+        self._sources: dict[str, tuple[str, ...]] = {}
 
     def select(self, question: str, budget: int) -> list[int]:
         """At most `budget` token ids of the document, by the policy: none, truncate (`cut_out_middle`) or retrieve."""
@@ -32,7 +33,13 @@ class WindowText:
             return []
         if self._settings.context == "truncate":
             return cut_out_middle(self._tokens, budget, self._mark)
-        return self._retriever.select(question, budget, self._mark, self._rerank)
+        selected = self._retriever.select(question, budget, self._mark, self._rerank)
+        self._sources[question] = selected.sources
+        return selected.tokens
+
+    def sources(self, question: str) -> tuple[str, ...]:
+        """What `retrieve` last found for a question, word for word, the best first; nothing with other policies."""
+        return self._sources.get(question, ())
 
     @property
     def for_all(self) -> bool:

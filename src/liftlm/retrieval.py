@@ -29,6 +29,14 @@ class Piece:
     core: tuple[int, int] = (0, 0)  # without neighbours
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What is shown for a question: token ids in the document's order; its pieces without neighbours, the best first."""
+
+    tokens: list[int]
+    sources: tuple[str, ...]
+
+
 Rerank = Callable[[str, list[str]], Sequence[float]]  # a question and texts → how relevant each is
 
 
@@ -68,8 +76,8 @@ class Retriever:
         order = sorted(range(count), key=lambda index: -scores[index])
         return [ranked[index] for index in order] + ranked[count:]
 
-    def select(self, question: str, budget: int, mark: Sequence[int], rerank: Rerank | None = None) -> list[int]:
-        """Token ids, at most `budget`, of the `count` best pieces that fit, with `mark` where text is left out between them."""
+    def select(self, question: str, budget: int, mark: Sequence[int], rerank: Rerank | None = None) -> Selection:
+        """The `count` best pieces that fit `budget` tokens, with `mark` where text is left out between them."""
         kept: list[Piece] = []
         tokens: list[int] = []
         for piece in self.reranked(question, rerank):
@@ -81,7 +89,7 @@ class Retriever:
                 tokens = wider
             elif self._settings.count is None:
                 break  # as many as fit: the next ones are worse, not shorter
-        return tokens
+        return Selection(tokens, tuple(" ".join(self._text[slice(*piece.core)].split()) for piece in kept))
 
     def _join(self, pieces: Sequence[Piece], mark: Sequence[int]) -> list[int]:
         tokens: list[int] = []

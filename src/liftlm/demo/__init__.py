@@ -98,6 +98,13 @@ def run_demo(model: Model, config: LiftConfig, *, every: bool = False, out: Path
         for name, _, _ in _ARMS
     }
     _print(rows, answers, right, seconds)
+    quoted = {
+        name: sum(is_right(given.sources[0], row) for given, row in zip(answers[name], rows, strict=True))
+        for name, _, context in _ARMS
+        if context == "retrieve"
+    }
+    found = ", ".join(f"{name} {count}/{len(rows)}" for name, count in quoted.items())
+    print(f"\nThe best sentence found, quoted instead of read, would be right: {found}.")
     print(
         f"\nAbsorbing: {tokens:,} tokens, {report.steps} steps, {minutes(report.seconds)}"
         f"{'' if new else ' (earlier; now from the library)'}, {report.tokens_per_second:.0f} tokens/s, loss "
@@ -111,6 +118,7 @@ def run_demo(model: Model, config: LiftConfig, *, every: bool = False, out: Path
             "peak_memory_bytes": peak_memory(),
             "seconds": seconds,
             "right": {name: sum(values) for name, values in right.items()},
+            "right_if_quoted": quoted,
             "answers": {name: [dataclasses.asdict(given) for given in answers[name]] for name in answers},
         }
         write_file(out, json.dumps(result, indent=1, ensure_ascii=False))

@@ -51,11 +51,11 @@ METHODS: dict[str, Way] = {
     "icl": Way("none", "truncate"),
     "icl-full": Way("none", "full"),  # at the model's own limit, not at --window
     "rag": Way("none", "segments"),  # BM25 over segments, as many as fit
-    "rag-sentences": Way("none", "retrieve"),  # as answering.retrieval says
+    "rag-sentences": Way("none", "retrieve"),  # as answering.retrieval says; the base model ranks
     "lift": Way("own", "none"),
     "lift+icl": Way("own", "truncate"),
     "lift+rag": Way("own", "segments"),
-    "lift+rag-sentences": Way("own", "retrieve"),  # the adapter ranks, too
+    "lift+rag-sentences": Way("own", "retrieve"),  # the adapter ranks
     "oracle": Way("none", "evidence"),
     "lift+oracle": Way("own", "evidence"),  # for reading kept
     "lift-other": Way("other", "none"),  # the control
@@ -212,7 +212,7 @@ class Predictor:
             with use_adapter(model, adapter.id if adapter else None):
                 return ranker.relevance(question, texts)
 
-        return WindowText(document.text, model.encode, settings, rerank if adapter else None)
+        return WindowText(document.text, model.encode, settings, rerank)
 
     def _fill(
         self, model: Model, item: Item, question: Question, way: Way, text: WindowText, settings: AnsweringConfig
