@@ -79,7 +79,7 @@ def answer_rows(
 
     def keep(position: int, answer: Answer) -> None:
         index = todo[position]
-        done[index] = dataclasses.asdict(answer)
+        done[index] = dataclasses.asdict(answer) | {"sources": list(answer.sources)}
         if partial is not None:
             _append(partial, {"index": index, "answer": done[index]})
         on_answer(index, answer)
