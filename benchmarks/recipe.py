@@ -47,7 +47,7 @@ def main() -> None:
     arguments = _arguments()
     config = load_config(arguments.config, arguments.set)
     model = load_model(config.model.name, config.model)
-    document, rows = load_questions(arguments.data, arguments.questions, arguments.seed)
+    document, rows = load_questions(arguments.data, arguments.questions, arguments.seed, arguments.characters)
     absorbed = document if arguments.other is None else load_document(arguments.other)
     unrelated = (
         model.encode(Path(arguments.unrelated).read_text(encoding="utf-8"))[:_UNRELATED] if arguments.unrelated else []
@@ -95,6 +95,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--questions", type=int, help="at most so many, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--characters", type=int, help="only the document's beginning, and the questions whose evidence is in it"
+    )
     parser.add_argument("--icl", action="store_true", help="measure truncated in-context learning too")
     parser.add_argument("--unrelated", help="a text whose NLL is measured too")
     parser.add_argument("--entry", help="id of a library entry to measure, instead of absorbing")
@@ -102,14 +105,19 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_questions(name: str, most: int | None, seed: int) -> tuple[Document, list[dict[str, Any]]]:
+def load_questions(
+    name: str, most: int | None, seed: int, characters: int | None = None
+) -> tuple[Document, list[dict[str, Any]]]:
     if name == "demo":
         document, rows = load_demo()
-        rows = [row | {"evidence": " ".join(_listed(row["evidence"]))} for row in rows]
     else:
         path, _, index = name.rpartition(":")
         data = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[int(index)])
         document, rows = _loogle(data) if "qa_pairs" in data else _squad(data)
+    if characters is not None:
+        document = dataclasses.replace(document, text=document.text[:characters])
+        rows = [row for row in rows if all(piece in document.text for piece in _listed(row["evidence"]))]
+    rows = [row | {"evidence": " ".join(_listed(row["evidence"]))} for row in rows]
     if most is not None and most < len(rows):
         rows = random.Random(seed).sample(rows, most)
     return document, rows
@@ -117,7 +125,7 @@ def load_questions(name: str, most: int | None, seed: int) -> tuple[Document, li
 
 def _loogle(data: dict[str, Any]) -> tuple[Document, list[dict[str, Any]]]:
     pairs = data["qa_pairs"] if isinstance(data["qa_pairs"], list) else ast.literal_eval(data["qa_pairs"])
-    rows = [{"question": p["Q"], "answer": p["A"], "evidence": " ".join(_listed(p["S"]))} for p in pairs]
+    rows = [{"question": p["Q"], "answer": p["A"], "evidence": _listed(p["S"])} for p in pairs]
     return Document(title=data["title"], text=data["input"], source=data["title"]), rows
 
 
