@@ -541,7 +541,8 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, title: str) -> 
     from liftlm import display
 
     screen = io.StringIO()
-    monkeypatch.setattr(display, "console", Console(file=screen, force_terminal=True, width=120, emoji=False))
+    screened = Console(file=screen, force_terminal=True, width=120, emoji=False)
+    monkeypatch.setattr(display.console, "rich", screened, raising=False)
     with display.TrainingDisplay(title) as shown:
         shown(metrics(1))
         shown(metrics(40))

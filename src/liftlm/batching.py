@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from liftlm.decoding import Beginning, Decoder, open_decoder
+from liftlm.decoding import Beginning, Decoder, attends_fully, open_decoder
 from liftlm.models import Model
 from liftlm.sequences import Choice, Sampling, Sequence, choices_of
 
@@ -126,22 +126,16 @@ def _apart(texts: Rows[Rows[int]], known: int) -> tuple[Tensor, Tensor, Tensor, 
     return ids, positions, torch.cat([own.new_ones(len(owner), known), own], 1), sizes.cumsum(0) - 1
 
 
-def attends_fully(model: Model) -> bool:
-    """Whether every layer sees all tokens before it."""
-    config: Any = model.network.config.get_text_config()
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return all(kind == "full_attention" for kind in kinds)
-    return getattr(config, "sliding_window", None) is None
+def end_tokens(model: Model) -> frozenset[int]:
+    """Those that end a text, as the model's own settings and its tokenizer say."""
+    ends: Any = model.network.generation_config.eos_token_id  # type: ignore[union-attr]
+    return frozenset([*(ends if isinstance(ends, list) else [ends]), model.tokenizer.eos_token_id]) - {None}
 
 
 def continuation(model: Model, prompt: list[int], sampling: Sampling) -> Sequence:
-    """A prompt to be continued as the model's own settings say: its end tokens, its repetition penalty."""
-    settings: Any = model.network.generation_config
-    ends = settings.eos_token_id
-    ends = frozenset([*(ends if isinstance(ends, list) else [ends]), model.tokenizer.eos_token_id]) - {None}
-    penalty = float(getattr(settings, "repetition_penalty", None) or 1.0)
-    return Sequence(prompt, sampling, model.tokenizer, ends, penalty)
+    """A prompt to be continued as the model's own settings say."""
+    penalty = float(getattr(model.network.generation_config, "repetition_penalty", None) or 1.0)
+    return Sequence(prompt, sampling, model.tokenizer, end_tokens(model), penalty)
 
 
 class Prefill:

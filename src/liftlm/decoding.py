@@ -36,12 +36,21 @@ class Beginning:
     layers: Sequence[tuple[Tensor, Tensor]]
 
 
+def attends_fully(model: Model) -> bool:
+    """Whether every layer sees all tokens before it."""
+    config: Any = model.network.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return all(kind == "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is None
+
+
 def open_decoder(model: Model) -> Decoder | None:
     """For the weights and the adapter that are on now; None where transformers is to do it.
 
     To be asked for again when an adapter was switched or trained.
     """
-    if model.device.type != "cpu" or model.network.training or model.decoder is False:
+    if model.device.type != "cpu" or model.network.training or model.decoder is False or not attends_fully(model):
         return None
     adapter = active_adapter(model)
     if adapter is not None and not adapter.mergeable:
@@ -317,4 +326,4 @@ def _name_of_change(layer: Any) -> str | None:
     return str(active[0])
 
 
-__all__ = ["Beginning", "Decoder", "open_decoder"]
+__all__ = ["Beginning", "Decoder", "attends_fully", "open_decoder"]
