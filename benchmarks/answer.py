@@ -14,8 +14,8 @@ of the default recipe, and multiplied. The adapter is a fresh one: what it knows
 `batch_ratio`: 32 questions of the demonstration answered together, over the same one at a time, in tokens a second, all
 answers `TOKENS` long. `batch_ratio_own_ends`: in answers a second, where each ends when the model ends it. `bandwidth_share`:
 bytes of the weights and of the keys and values that a token reads, over the time it takes, over the speed of a plain sum over as
-many bytes in the same minute. `decoder_ratio`: a token by transformers' own forward pass, over ours, both merged. `--plot FILE` draws the
-crossing.
+many bytes in the same minute. `decoder_ratio`: a token by transformers' own forward pass, over ours, both
+merged. `--plot FILE` draws the crossing.
 """
 
 from __future__ import annotations
