@@ -1,9 +1,9 @@
 """Training beside the usual stack: `python benchmarks/absorb.py`; `--quick` ends within ten minutes, `--json` prints one object.
 
 The peer is what the authors' code uses: transformers' Trainer and PEFT's LoRA, rank 128 on all linear layers, AdamW
-(0.9, 0.98), clipping at 1, learning rate 5e-5, under bfloat16 autocast. With `pip install trl` a third one runs: TRL's
-SFTTrainer with packing. Every run is a process of its own, takes the same examples in the same steps (TRL packs its own)
-and starts from the same weights. The examples:
+(0.9, 0.98), clipping at 1, learning rate 5e-5, under bfloat16 autocast. With `pip install -c constraints.txt -e '.[peer]'` a
+third one runs: TRL's SFTTrainer with packing. Every run is a process of its own, takes the same examples in the same steps
+(TRL packs its own) and starts from the same weights. The examples:
 
     long    segments of 2048 tokens of the chronicle, one a step
     short   segments of 512 tokens, four a step

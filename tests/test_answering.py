@@ -66,23 +66,32 @@ def test_the_window_is_used_well_but_never_exceeded(tiny_model: Any) -> None:
     assert whole.context_tokens == len(tiny_model.encode(short.text))
 
 
-def test_shared_text_is_computed_once_for_questions_of_like_length(tmp_path: Path) -> None:
-    from liftlm.answering import fill_question
-    from liftlm.context import WindowText
-    from liftlm.generating import _plan
+def test_shared_text_is_computed_once_for_questions_of_like_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from liftlm.batching import Network
 
     model = load_model(str(save_model(tmp_path / "m", window=512)))
     config = settings("answering.context=truncate")
-    text = WindowText(DOCUMENT.text, model.encode, config.answering)
     questions = ["Who rang?", "Who sang?", "Who rang it?"]
-    prompts = [fill_question(model, DOCUMENT, q, text, config.answering) for q in questions]
-    ((batch, prefix),) = list(_plan(model, prompts, 8192))
-    assert len(batch) == 3 and prefix is not None
-    assert prefix.tokens > len(prompts[0].context)
+    alone = [answer(model, None, q, document=DOCUMENT, config=config) for q in questions]
+    computed: list[int] = []
+    for name in ("fill", "compute", "compute_apart"):
+        _count_tokens(monkeypatch, Network, name, computed)
     together = answer_all(model, None, questions, document=DOCUMENT, config=config)
-    assert [a.answer for a in together] == [
-        answer(model, None, q, document=DOCUMENT, config=config).answer for q in questions
-    ]
+    assert [a.answer for a in together] == [a.answer for a in alone]
+    text = alone[0].context_tokens
+    assert text > 256 and text < sum(computed) < text + sum(a.prompt_tokens - text for a in alone)
+
+
+def _count_tokens(monkeypatch: pytest.MonkeyPatch, network: Any, name: str, computed: list[int]) -> None:
+    original = getattr(network, name)
+
+    def counted(self: Any, tokens: Any, *rest: Any, **options: Any) -> Any:
+        computed.append(sum(map(len, tokens)) if name == "compute_apart" else len(tokens))
+        return original(self, tokens, *rest, **options)
+
+    monkeypatch.setattr(network, name, counted)
 
 
 def test_retrieved_text_is_chosen_for_each_question(tiny_model: Any) -> None:
@@ -139,23 +148,6 @@ def test_answers_are_told_as_they_end_and_streamed_text_adds_up(tiny_model: Any)
     assert "".join(parts).strip() == given.answer and len(parts) > 0
     with pytest.raises(ValueError):
         answer_all(tiny_model, None, QUESTIONS, document=DOCUMENT, on_text=parts.append)
-
-
-def test_streamed_text_ends_before_a_stop_text_and_has_no_white_space_around() -> None:
-    from liftlm.generating import _Streamer
-
-    parts: list[str] = []
-    streamer = _Streamer(None, parts.append, ["\nQuestion:"])
-    for text in [" ", " The bell", " rang.\n", "Quest", "ion: And then?"]:
-        streamer.on_finalized_text(text)
-    streamer.on_finalized_text("", stream_end=True)
-    assert "".join(parts) == "The bell rang."
-    assert len(parts) == 2
-    parts.clear()
-    streamer = _Streamer(None, parts.append, ["\nQuestion:"])
-    for text in ["One.\nQ", "uite so.", ""]:
-        streamer.on_finalized_text(text, stream_end=not text)
-    assert "".join(parts) == "One.\nQuite so."
 
 
 def test_sampling_depends_on_the_seed_only(tiny_model: Any) -> None:

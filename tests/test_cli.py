@@ -221,6 +221,50 @@ def test_light_commands_do_not_load_torch(home: Path, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("command", ["--help", "ask --help", "serve --help"])
+def test_help_loads_little(command: str) -> None:
+    """It is shown in a third of a second because little is loaded; modules are counted, as seconds depend on the machine."""
+    code = (
+        "import sys\nfrom liftlm.cli import main\nsys.argv = ['lift', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(len(sys.modules), *{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
+    count, *names = done.stdout.splitlines()[-1].split()
+    heavy = {"rich", "yaml", "psutil", "torch", "numpy", "filelock"}
+    if command == "--help":
+        heavy.add("pydantic")  # typer wants it where options are shown
+    assert heavy & set(names) == set()
+    assert int(count) < (250 if command == "--help" else 450)
+
+
+def test_an_answer_from_the_library_loads_nothing_that_it_does_not_need(
+    capsys: pytest.CaptureFixture[str], book: Path, talker: Path, home: Path
+) -> None:
+    assert lift(capsys, "absorb", book, "--model", talker, *SMALL).code == 0
+    code = (
+        "import sys\nfrom liftlm.cli import main\nsys.argv = ['lift', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    line = ["ask", only_id(home), "Who?", "--model", talker, *SMALL]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, line)], capture_output=True, text=True, check=True)
+    unwanted = {
+        "openai",
+        "markitdown",
+        "bm25s",
+        "fastapi",
+        "nltk",
+        "matplotlib",
+        "pandas",
+        "scipy",
+        "sklearn",
+        "datasets",
+    }
+    names = set(done.stdout.splitlines()[-1].split())
+    assert "torch" in names and unwanted & names == set()
+
+
 # --- ask --------------------------------------------------------------------------------------------------------------
 
 
@@ -541,7 +585,8 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, title: str) -> 
     from liftlm import display
 
     screen = io.StringIO()
-    monkeypatch.setattr(display, "console", Console(file=screen, force_terminal=True, width=120, emoji=False))
+    screened = Console(file=screen, force_terminal=True, width=120, emoji=False)
+    monkeypatch.setattr(display.console, "rich", screened, raising=False)
     with display.TrainingDisplay(title) as shown:
         shown(metrics(1))
         shown(metrics(40))

@@ -345,10 +345,10 @@ def test_memory_that_runs_out_while_answering(
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    def generate(*arguments: Any) -> None:
+    def generate(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("liftlm.generating._generate", generate)
+    monkeypatch.setattr("liftlm.batching.Network.compute", generate)
     result = lift(capsys, "ask", book, "Who?", "--base", "--model", tiny_folder, *SMALL)
     fails(result, 32, "ran out of memory", "answering.batch_tokens")
 
@@ -428,7 +428,7 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str], book: Path, monkeypatch: pyt
 def test_sigterm_while_answering_is_not_swallowed(
     capsys: pytest.CaptureFixture[str], book: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def generate(*arguments: Any) -> None:
+    def generate(*arguments: Any, **options: Any) -> None:
         try:
             os.kill(os.getpid(), 15)
             for _ in range(1000):
@@ -436,6 +436,6 @@ def test_sigterm_while_answering_is_not_swallowed(
         except Exception:
             pytest.fail("an `except Exception` of some library would stop the stopping")
 
-    monkeypatch.setattr("liftlm.generating._generate", generate)
+    monkeypatch.setattr("liftlm.batching.Network.compute", generate)
     result = lift(capsys, "ask", book, "Who?", "--base", "--model", tiny_folder, *SMALL)
     fails(result, 143, "Stopped by SIGTERM")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -459,3 +461,20 @@ def test_tasks_of_a_step_are_one_packed_row_where_they_fit() -> None:
     examples = mixed_examples(segments=4, tasks=30, passages=2)
     groups = [{examples[i].group for i in batch} for batch in split_step(range(44), examples, 10_000, 1)]
     assert sorted(groups, key=str) == [{""}, {"passage 0"}, {"passage 1"}, {"tasks"}]
+
+
+def test_examples_on_disk_are_the_same_and_leave_nothing_behind(tmp_path: Path) -> None:
+    from liftlm.examples_on_disk import keep_on_disk
+
+    given = [
+        Example((5, 6, 7), (NO_LOSS, 6, 7)),
+        Example((9,) * 300, (NO_LOSS,) * 299 + (9,), group="tasks", shared=40, soft=3, soft_weight=0.5),
+    ]
+    kept = keep_on_disk(iter(given), tmp_path / "work")
+    assert list((tmp_path / "work").iterdir()) == []
+    for one, other in zip(given, kept, strict=True):
+        assert (tuple(other.tokens), tuple(other.labels)) == (one.tokens, one.labels)
+        assert dataclasses.replace(other, tokens=one.tokens, labels=one.labels) == one
+        assert (len(other), other.targets) == (len(one), one.targets)
+    assert vars(pack_row([kept[1]])) == vars(pack_row([given[1]]))
+    assert keep_on_disk([]) == []

@@ -11,12 +11,12 @@ from liftlm import Document, load_config, load_model
 from liftlm.adapters import use_adapter
 from liftlm.errors import ConfigError, NotReadyError
 from liftlm.library import Library
+from liftlm.sequences import Sampling
 from liftlm.server.answers import Answers, Asked, Ended, Failed, Piece
 from liftlm.server.engine import Engine
 from liftlm.server.metrics import Metrics
 from liftlm.server.opened import OpenedEntries
 from liftlm.server.prompting import text_prompt
-from liftlm.server.sequences import Sampling
 from liftlm.server.service import Service
 from serving import QUICK
 

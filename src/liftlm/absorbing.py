@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from liftlm.distilling import task_examples
 from liftlm.documents import Document
 from liftlm.errors import EmptyDocumentError
 from liftlm.examples import Example, make_examples, make_task_examples
+from liftlm.examples_on_disk import keep_on_disk
 from liftlm.models import Model
 from liftlm.reading import with_passages
 from liftlm.rows import SoftTargets
@@ -69,7 +71,8 @@ def absorb(
     with ArrivingTasks(document, model, config, folder, tasks) as arriving:
         # 3. both, with labels
         lessons = _make_lessons(model, document, tokens, config, arriving, folder)
-        examples = make_examples(segments, model.tokenizer) + lessons.examples
+        examples = keep_on_disk(itertools.chain(make_examples(segments, model.tokenizer), lessons.examples), folder)
+        lessons.examples.clear()
         if not examples:
             raise EmptyDocumentError(
                 f"'{document.title}' is a single token; there is nothing to learn.", "Give a longer document."

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from liftlm.config import DEFAULT_MODEL, LiftConfig, load_config
 from liftlm.display import note
-from liftlm.documents import Document, load_document
 from liftlm.errors import DocumentNotFoundError
-from liftlm.shelf import Entry, Shelf
 
 if TYPE_CHECKING:
+    from liftlm.config import LiftConfig
+    from liftlm.documents import Document
     from liftlm.models import Model
+    from liftlm.shelf import Entry
 
 DocumentArgument = Annotated[
     str, typer.Argument(metavar="DOCUMENT", help="A file, - for standard input, or a library id.")
@@ -52,6 +52,8 @@ def read_config(
     below: dict[str, Any] | None = None,
 ) -> LiftConfig:
     """Defaults → file → --set → the flags that stand for a setting; below: a command's own defaults."""
+    from liftlm.config import load_config
+
     flags: dict[str, Any] = {
         "model.name": model, "model.window": window, "answering.context": context, "adapter.start": start
     }  # fmt: skip
@@ -62,6 +64,9 @@ def read_config(
 
 def read_document(name: str, title: str | None) -> tuple[Document, Entry | None]:
     """A file or standard input; where there is no such file, an entry of the library."""
+    from liftlm.documents import Document, load_document
+    from liftlm.shelf import Shelf
+
     try:
         return load_document(name, title), None
     except DocumentNotFoundError:
@@ -74,6 +79,7 @@ def read_document(name: str, title: str | None) -> tuple[Document, Entry | None]
 
 
 def load_chosen_model(config: LiftConfig, entry: Entry | None = None) -> Model:
+    from liftlm.config import DEFAULT_MODEL
     from liftlm.models import load_model
 
     name = config.model.name

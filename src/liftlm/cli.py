@@ -29,22 +29,22 @@ from liftlm.arguments import (
     read_config,
     read_document,
 )
-from liftlm.config import LiftConfig, load_config, to_yaml
 from liftlm.display import TrainingDisplay, console, minutes, note
-from liftlm.documents import Document
 from liftlm.errors import ConfigError, LiftError
 from liftlm.evaluation_commands import evaluate, score
 from liftlm.library_commands import export, library_app
 from liftlm.pre_sft_commands import pre_sft
 from liftlm.process import as_text, first_process, report_error, run_process
 from liftlm.server_commands import keys_app, serve
-from liftlm.shelf import Entry
 from liftlm.study_commands import study
 
 if TYPE_CHECKING:
     from liftlm.absorbing import Adapter
     from liftlm.answering import Answer
+    from liftlm.config import LiftConfig
+    from liftlm.documents import Document
     from liftlm.models import Model
+    from liftlm.shelf import Entry
     from liftlm.tasks import Task
 
 app = typer.Typer(
@@ -260,6 +260,8 @@ def demo(
 @app.command("config")
 def print_config(config: ConfigOption = None, settings: SetOption = None) -> None:
     """Print every setting with its value, as YAML that --config reads."""
+    from liftlm.config import load_config, to_yaml
+
     print(to_yaml(load_config(config, settings or [])), end="")
 
 
@@ -283,6 +285,7 @@ def _ready(
 ) -> Adapter | None:
     """The adapter to answer with; questions that cannot be asked fail before any training."""
     from liftlm.answering import check_questions
+    from liftlm.config import LiftConfig
     from liftlm.library import Library
 
     check_questions(model, text, questions, config)

@@ -170,7 +170,9 @@ class AnsweringConfig(_Branch):
     temperature: _Number = Field(default=0.0, ge=0)
     top_p: _Number = Field(default=1.0, gt=0, le=1)
     top_k: _Whole = Field(default=0, ge=0)  # 0 = off
-    batch_tokens: _Whole = Field(default=8192, ge=1)  # prompt tokens answered together
+    batch_tokens: _Whole = Field(
+        default=8192, ge=1
+    )  # prompts and answers written together; a common beginning counts once
     retrieval: RetrievalConfig = RetrievalConfig()
 
 

@@ -5,19 +5,42 @@ On a terminal: a live bar. Elsewhere (a log file, CI): a line every few seconds.
 
 from __future__ import annotations
 
+import functools
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
     from liftlm.training import StepMetrics
 
-console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _LINE_SECONDS = 10.0
 _NAME_CHARACTERS = 40
+
+
+class _StandardError:
+    """rich's console, which is loaded when there is something to show."""
+
+    quiet = False  # nothing is shown
+
+    @functools.cached_property
+    def rich(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+    @property
+    def is_terminal(self) -> bool:
+        return not self.quiet and self.rich.is_terminal
+
+    def print(self, shown: Any, *, style: str | None = None, markup: bool = True, end: str = "\n") -> None:
+        if not self.quiet:
+            self.rich.print(shown, style=style, markup=markup, end=end)
+
+
+console = _StandardError()
 
 
 def note(text: str) -> None:
@@ -63,13 +86,15 @@ class TrainingDisplay:
                 note(f"{self._what}: step {metrics.step}/{metrics.steps} · {facts}")
             return
         if self._progress is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
             columns = (
                 TextColumn("{task.description}", markup=False),  # a title may hold [brackets]
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[facts]}", markup=False),
             )
-            self._progress = Progress(*columns, console=console)
+            self._progress = Progress(*columns, console=console.rich)
             self._progress.add_task(self._what, total=metrics.steps, facts="")
             self._progress.start()
         self._progress.update(self._progress.task_ids[0], completed=metrics.step, total=metrics.steps, facts=facts)

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liftlm.arguments import ConfigOption, ModelOption, SetOption, WindowOption, read_config
-from liftlm.config import LiftConfig
 from liftlm.display import TrainingDisplay, console, note
 from liftlm.errors import ConfigError
-from liftlm.storage import write_errors, write_file
 
 if TYPE_CHECKING:
+    from liftlm.config import LiftConfig
     from liftlm.evaluation.benchmark import Benchmark
     from liftlm.models import Model
 
@@ -96,6 +95,8 @@ def _predict(
     items = benchmark.load(data, limit=limit, seed=config.seed)
     questions = sum(len(item.questions) for item in items)
     note(f"{benchmark.name}: {len(items)} documents, {questions} questions, {len(methods)} methods.")
+    from liftlm.storage import write_errors, write_file
+
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     loaded = load_model(config.model.name, config.model, notify=note)

@@ -28,8 +28,8 @@ class Example:
     ask about): in one micro-batch those are computed once. Examples of a group that is `together` are all in one step.
     """
 
-    tokens: tuple[int, ...]
-    labels: tuple[int, ...]
+    tokens: Sequence[int]
+    labels: Sequence[int]
     group: str = ""
     shared: int = 0  # tokens
     together: bool = False
@@ -80,7 +80,7 @@ def make_task_examples(
     for task in tasks:
         example = answer_example(tokenizer, title, task.question, task.answer, window, context)
         if example is not None:
-            same = example.tokens[: len(frame)] == frame and len(example) - example.targets > len(frame)
+            same = tuple(example.tokens[: len(frame)]) == frame and len(example) - example.targets > len(frame)
             examples.append(
                 replace(example, group=group if same else f"other {group}", shared=len(frame) if same else 0)
             )

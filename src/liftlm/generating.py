@@ -5,22 +5,30 @@ Knows token ids only: nothing of documents, questions or adapters.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import itertools
+import random
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.generation.streamers import TextStreamer
 
+from liftlm.adapters import merge_adapter
+from liftlm.batching import Batch, Network, Prefill, continuation
 from liftlm.config import AnsweringConfig
+from liftlm.decoding import Beginning
 from liftlm.models import Model, quiet_transformers
 from liftlm.prompts import answer_stops
+from liftlm.sequences import Sampling
+from liftlm.sequences import Sequence as Text
 
 OnText = Callable[[str], None]
-_WORTH_SHARING = 64  # tokens
+_WORTH_SHARING = 16  # tokens
+_WORTH_MERGING = 256  # tokens to be written; merging takes as long as a fifth of a second's
+_TOGETHER = 512  # tokens of prompts that are computed in one row
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Generated:
-    """A continuation. seconds: of a batch, this one's equal share; ended: by the model itself, not by the limit."""
+    """A continuation. seconds: of what was computed for several, this one's equal share; ended: by the model itself, not by the
+    limit."""
 
     index: int  # of its prompt
     text: str
@@ -49,65 +58,184 @@ def generate(
     seed: int,
     on_text: OnText | None = None,
 ) -> Iterator[Generated]:
-    """Continues every prompt, in batches, and yields each text as its batch ends: not in order. on_text streams a single one."""
-    for batch, prefix in _plan(model, prompts, settings.batch_tokens):
+    """Continues every prompt, in batches, and yields each text when it ends: not in order. on_text streams a single one.
+
+    The adapter that is on is merged into the weights meanwhile where much is to be written; so none may be switched before the
+    last text is there.
+    """
+    with _merged(model, len(prompts) * settings.max_new_tokens):
+        network = Network(model)
+        network.refresh()
+        if not network.batches and len(prompts) > 1 and on_text is None:
+            yield from _by_transformers(model, prompts, settings, seed)
+            return
+        groups: dict[Hashable, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            groups.setdefault(prompt.group, []).append(index)
+        for alike in groups.values():
+            yield from _Group(model, network, prompts, alike, settings, seed, on_text).texts()
+
+
+@contextlib.contextmanager
+def _merged(model: Model, tokens: int) -> Iterator[None]:
+    """What is laid out of the weights for decoding is put back too."""
+    if tokens < _WORTH_MERGING or model.network.training:
+        yield
+        return
+    laid = model.decoder
+    try:
+        with merge_adapter(model):
+            yield
+    finally:
+        model.decoder = laid
+
+
+class _Group:
+    """Prompts that may begin alike, from the longest to the shortest; a new one begins when others have ended."""
+
+    def __init__(
+        self,
+        model: Model,
+        network: Network,
+        prompts: Sequence[Prompt],
+        indices: Sequence[int],
+        settings: AnsweringConfig,
+        seed: int,
+        on_text: OnText | None,
+    ) -> None:
+        self._network, self._on_text = network, on_text
+        stops = tuple(answer_stops(model.tokenizer))
+        self._rows = {
+            continuation(model, prompts[index].tokens, _sampling(settings, seed, index, stops, on_text is None)): index
+            for index in indices
+        }
+        self._waiting = deque(sorted(self._rows, key=lambda row: -len(row.prompt)))
+        self._room = settings.batch_tokens
+        self._most = settings.max_new_tokens
+        self._seconds = dict.fromkeys(self._rows, 0.0)
+        self._beginning: Beginning | None = None
+        self._together = len(indices) > 1 and network.packs(max(len(row.prompt) for row in self._rows))
+
+    def texts(self) -> Iterator[Generated]:
         started = time.monotonic()
-        texts = _generate(model, [prompts[index].tokens for index in batch], settings, seed, on_text, prefix)
+        if self._together:
+            self._beginning = _share_beginning(self._network, list(self._waiting))
+        self._count(started, list(self._rows))
+        batch: Batch | None = None
+        while self._waiting or batch is not None:
+            started = time.monotonic()
+            fresh = self._next(batch)
+            if fresh:
+                added = self._begin(fresh)
+                self._count(started, fresh)
+                if batch is None:
+                    batch = added
+                else:
+                    batch.merge(added)
+            else:
+                assert batch is not None
+                self._tell(batch.step())
+                self._count(started, batch.rows)
+            ended = [row for row in batch.rows if row.ending is not None]
+            if 4 * len(ended) >= len(batch.rows):  # taking rows out copies what stays
+                batch.drop(ended)
+                for row in ended:
+                    yield self._generated(row)
+            if not batch.rows:
+                batch = None
+
+    def _next(self, batch: Batch | None) -> list[Text]:
+        """Those that begin now: as many as there is room for, at most so many tokens as one row holds."""
+        known = 0 if self._beginning is None else self._beginning.tokens
+        taken = known
+        if batch is not None:
+            if not self._together:
+                return []
+            taken += sum(len(row.prompt) - known + self._most for row in batch.rows)
+        chosen: list[Text] = []
+        tokens = 0
+        while self._waiting:
+            length = len(self._waiting[0].prompt) - known
+            full = taken + length + self._most > self._room or (chosen and tokens + length > _TOGETHER)
+            if full and (chosen or batch is not None):
+                break
+            chosen.append(self._waiting.popleft())
+            taken, tokens = taken + length + self._most, tokens + length
+            if not self._together:
+                break
+        return chosen
+
+    def _begin(self, rows: list[Text]) -> Batch:
+        if self._together:
+            return Batch.begin(self._network, rows, self._beginning)
+        prefill = Prefill(self._network, rows[0])
+        prefill.advance(len(rows[0].prompt))
+        self._tell([prefill.first()])
+        return Batch(self._network, prefill)
+
+    def _tell(self, pieces: list[str]) -> None:
+        for piece in pieces:
+            if piece and self._on_text is not None:
+                self._on_text(piece)
+
+    def _count(self, started: float, rows: list[Text]) -> None:
+        share = (time.monotonic() - started) / len(rows)
+        for row in rows:
+            self._seconds[row] += share
+
+    def _generated(self, row: Text) -> Generated:
+        return Generated(
+            self._rows[row], row.text, len(row.tokens), self._seconds[row], ended=row.ending != "length"
+        )  # fmt: skip
+
+
+def _sampling(settings: AnsweringConfig, seed: int, index: int, stops: tuple[str, ...], whole: bool) -> Sampling:
+    return Sampling(
+        settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        seed=random.Random(f"{seed}/{index}").getrandbits(63),
+        stop=stops,
+        whole=whole,
+    )
+
+
+@torch.inference_mode()
+def _share_beginning(network: Network, rows: list[Text]) -> Beginning | None:
+    """What the prompts begin with alike, computed; one token of each is left."""
+    if not network.shares:
+        return None
+    columns = itertools.takewhile(
+        lambda column: len(set(column)) == 1, zip(*(row.prompt for row in rows), strict=False)
+    )
+    length = min(sum(1 for _ in columns), min(len(row.prompt) for row in rows) - 1)
+    if length < _WORTH_SHARING:
+        return None
+    cache = network.new_cache()
+    network.fill(rows[0].prompt[:length], cache)
+    return Beginning(length, [(layer.keys, layer.values) for layer in cache.layers])
+
+
+# --- networks that hold something else than keys and values of every token --------------------------------------------
+
+
+def _by_transformers(
+    model: Model, prompts: Sequence[Prompt], settings: AnsweringConfig, seed: int
+) -> Iterator[Generated]:
+    """In fixed batches, which end together: transformers knows what such networks hold."""
+    for batch in _batches(prompts, settings.batch_tokens):
+        started = time.monotonic()
+        texts = _generate(model, [prompts[index].tokens for index in batch], settings, seed)
         seconds = (time.monotonic() - started) / len(batch)
         for index, (text, count) in zip(batch, texts, strict=True):
             yield Generated(index, text, count, seconds, count < settings.max_new_tokens)
 
 
-@dataclass(frozen=True)
-class _Prefix:
-    """The beginning that several prompts share, and what the network computed for it (keys and values, batch 1)."""
-
-    tokens: int
-    cache: Any
-
-
-def _plan(model: Model, prompts: Sequence[Prompt], batch_tokens: int) -> Iterator[tuple[list[int], _Prefix | None]]:
-    """Batches of prompts by index, those that begin with the same text together with that beginning already computed."""
-    groups: dict[Hashable, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault(prompt.group, []).append(index)
-    for group, alike in groups.items():
-        prefix = None
-        if group is not None and len(alike) > 1:
-            prefix = _share_prefix(model, [prompts[index].tokens for index in alike])
-        for batch in _batches(alike, prompts, batch_tokens):
-            yield batch, prefix
-
-
-@torch.inference_mode()
-def _share_prefix(model: Model, prompts: Sequence[list[int]]) -> _Prefix | None:
-    """Nothing for networks with sliding windows, which count the padding that then stands between prefix and question."""
-    if not attends_fully(model):
-        return None
-    from transformers import DynamicCache
-
-    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
-    length = min(sum(1 for _ in columns), min(len(tokens) for tokens in prompts) - 1)
-    if length < _WORTH_SHARING:
-        return None
-    cache = DynamicCache(config=model.network.config)
-    ids = torch.tensor([prompts[0][:length]], device=model.device)
-    model.network.base_model(input_ids=ids, past_key_values=cache, use_cache=True)  # type: ignore[operator]
-    return _Prefix(length, cache)
-
-
-def attends_fully(model: Model) -> bool:
-    config: Any = model.network.config.get_text_config()
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return all(kind == "full_attention" for kind in kinds)
-    return getattr(config, "sliding_window", None) is None
-
-
-def _batches(indices: Sequence[int], prompts: Sequence[Prompt], batch_tokens: int) -> Iterator[list[int]]:
+def _batches(prompts: Sequence[Prompt], batch_tokens: int) -> Iterator[list[int]]:
     """Prompts of similar length together, at most `batch_tokens` padded tokens at once (one prompt always)."""
     batch: list[int] = []
-    for index in sorted(indices, key=lambda index: (-len(prompts[index].tokens), index)):
+    for index in sorted(range(len(prompts)), key=lambda index: (-len(prompts[index].tokens), index)):
         if batch and len(prompts[batch[0]].tokens) * (len(batch) + 1) > batch_tokens:
             yield batch
             batch = []
@@ -116,47 +244,14 @@ def _batches(indices: Sequence[int], prompts: Sequence[Prompt], batch_tokens: in
         yield batch
 
 
-class _Streamer(TextStreamer):  # type: ignore[misc]
-    """Hands on the answer's text as soon as it is certain: no white space around it, nothing from a stop text on."""
-
-    def __init__(self, tokenizer: Any, on_text: OnText, stops: Sequence[str]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text, self._stops = on_text, stops
-        self._text, self._told = "", 0
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._text += text
-        certain = _before_stops(self._text, self._stops)
-        if not stream_end and len(certain) == len(self._text):  # what may yet become a stop text has to wait
-            held = max(
-                (n for stop in self._stops for n in range(1, len(stop)) if certain.endswith(stop[:n])), default=0
-            )
-            certain = certain[: len(certain) - held]
-        certain = certain.strip()
-        if len(certain) > self._told:
-            self._on_text(certain[self._told :])
-            self._told = len(certain)
-
-
 @torch.inference_mode()
-def _generate(
-    model: Model,
-    prompts: list[list[int]],
-    settings: AnsweringConfig,
-    seed: int,
-    on_text: OnText | None,
-    prefix: _Prefix | None,
-) -> list[tuple[str, int]]:
-    """(text, tokens) for each prompt. Padding stands on the left, or right after a shared prefix, so that all continue at the
-    same position; it is masked, and positions do not count it."""
+def _generate(model: Model, prompts: list[list[int]], settings: AnsweringConfig, seed: int) -> list[tuple[str, int]]:
+    """(text, tokens) for each prompt. Padding stands on the left; it is masked, and positions do not count it."""
     tokenizer, device = model.tokenizer, model.device
     longest = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id
-    shared = prefix.tokens if prefix is not None else 0
-    ids = torch.tensor([p[:shared] + [pad] * (longest - len(p)) + p[shared:] for p in prompts], device=device)
-    mask = torch.tensor(
-        [[1] * shared + [0] * (longest - len(p)) + [1] * (len(p) - shared) for p in prompts], device=device
-    )
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     stops = answer_stops(tokenizer)
     options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "pad_token_id": pad, "use_cache": True}
     if settings.temperature > 0:
@@ -165,15 +260,11 @@ def _generate(
         }  # fmt: skip
     else:
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if prefix is not None:
-        options["past_key_values"] = copy.deepcopy(prefix.cache)
-        options["past_key_values"].batch_repeat_interleave(len(prompts))
     if stops:
         options |= {"stop_strings": stops, "tokenizer": tokenizer}
-    streamer = _Streamer(tokenizer, on_text, stops) if on_text is not None else None
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
-        output: Any = model.network.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **options)  # type: ignore[operator]
+        output: Any = model.network.generate(input_ids=ids, attention_mask=mask, **options)  # type: ignore[operator]
     return [_finish(model, row[longest:].tolist(), stops) for row in output]
 
 
@@ -182,10 +273,7 @@ def _finish(model: Model, tokens: list[int], stops: Sequence[str]) -> tuple[str,
     ends = model.network.generation_config.eos_token_id  # type: ignore[union-attr]
     ends = set(ends if isinstance(ends, list) else [ends]) | {model.tokenizer.eos_token_id}
     count = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
-    return _before_stops(model.decode(tokens[:count]), stops).strip(), count
-
-
-def _before_stops(text: str, stops: Sequence[str]) -> str:
+    text = model.decode(tokens[:count])
     for stop in stops:
         text = text.partition(stop)[0]
-    return text
+    return text.strip(), count

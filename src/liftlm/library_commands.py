@@ -10,7 +10,6 @@ import typer
 
 from liftlm.display import note
 from liftlm.errors import DamagedEntryError
-from liftlm.shelf import Shelf
 
 library_app = typer.Typer(
     help="List, inspect, check and remove absorbed documents.", no_args_is_help=True, rich_markup_mode=None
@@ -21,6 +20,8 @@ EntryArgument = Annotated[str, typer.Argument(metavar="ID", help="A library id, 
 @library_app.command("list")
 def list_entries() -> None:
     """One line a document: id, date, model, tokens, size, title."""
+    from liftlm.shelf import Shelf
+
     shelf = Shelf()
     entries, damaged = shelf.entries()
     for entry in entries:
@@ -41,12 +42,16 @@ def list_entries() -> None:
 @library_app.command()
 def show(entry: EntryArgument) -> None:
     """Everything known of an absorbed document: source, model, settings, training, machine."""
+    from liftlm.shelf import Shelf
+
     print(json.dumps(Shelf().find(entry).card, indent=2, ensure_ascii=False))
 
 
 @library_app.command()
 def remove(entry: EntryArgument) -> None:
     """Delete an absorbed document, damaged and unfinished ones too."""
+    from liftlm.shelf import Shelf
+
     shelf = Shelf()
     entry_id = shelf.find_id(entry, unfinished=True)
     shelf.remove(entry_id)
@@ -56,6 +61,8 @@ def remove(entry: EntryArgument) -> None:
 @library_app.command()
 def verify(entry: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: all.")] = None) -> None:
     """Check the files of one or all entries against their checksums."""
+    from liftlm.shelf import Shelf
+
     shelf = Shelf()
     ids = shelf.matching("") if entry is None else [shelf.find_id(entry)]
     if not ids:
@@ -75,6 +82,8 @@ def export(
     merged: Annotated[bool, typer.Option("--merged", help="The whole model with the adapter merged in.")] = False,
 ) -> None:
     """Write an adapter as a PEFT folder, or the whole model with it merged in."""
+    from liftlm.shelf import Shelf
+
     found = Shelf().find(entry)
     from liftlm.library import export as export_entry
 

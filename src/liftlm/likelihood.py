@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from liftlm.generating import attends_fully
+from liftlm.decoding import attends_fully
 from liftlm.models import Model
 from liftlm.prompts import encode_text, question_turn, render_prompt
 

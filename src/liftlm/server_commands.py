@@ -8,15 +8,16 @@ import logging
 import os
 import socket
 from importlib.util import find_spec
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from liftlm.arguments import ConfigOption, ModelOption, SetOption, WindowOption, read_config
-from liftlm.config import LiftConfig
 from liftlm.display import note
 from liftlm.errors import AddressError, ConfigError, EntryNotFoundError
-from liftlm.shelf import library_home
+
+if TYPE_CHECKING:
+    from liftlm.config import LiftConfig
 
 keys_app = typer.Typer(
     help="Make, list and remove the keys of `lift serve`.", no_args_is_help=True, rich_markup_mode=None
@@ -117,6 +118,7 @@ def add_key(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it i
     """Make a key and print it, once: only a hash of it is kept. A running server knows it at once."""
     from liftlm.server.keys import make_key
     from liftlm.server.store import Store
+    from liftlm.shelf import library_home
 
     key_id, key = make_key(Store(library_home() / "server.sqlite"), name)
     note(f"{key_id} for {name}. It cannot be shown again:")
@@ -127,6 +129,7 @@ def add_key(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it i
 def list_keys() -> None:
     """One line a key: id, date, name."""
     from liftlm.server.store import Store
+    from liftlm.shelf import library_home
 
     for key_id, name, _, created in Store(library_home() / "server.sqlite").all_keys():
         print(f"{key_id}  {datetime.datetime.fromtimestamp(created):%Y-%m-%d %H:%M}  {name}")
@@ -136,6 +139,7 @@ def list_keys() -> None:
 def remove_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `lift keys list` shows it.")]) -> None:
     """Make a key invalid. Its documents stay in the library."""
     from liftlm.server.store import Store
+    from liftlm.shelf import library_home
 
     if not Store(library_home() / "server.sqlite").remove_key(key_id):
         raise EntryNotFoundError(f"There is no key '{key_id}'.", "`lift keys list` shows all.")

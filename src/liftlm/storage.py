@@ -18,8 +18,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from liftlm.errors import DiskFullError, LiftError, NoWritePermissionError
 
 SEAL = "checksums.json"
@@ -108,6 +106,8 @@ def remove_drafts(target: Path) -> None:
     """
     if not target.parent.is_dir():
         return
+    import psutil
+
     prefix = f".{target.name}{_MARK}"
     with os.scandir(target.parent) as found:
         left = [Path(entry.path) for entry in found if entry.name.startswith(prefix)]

@@ -341,7 +341,7 @@ class _Run:
         if (start := start_fingerprint(self.config.adapter)) is not None:
             digest.update(start.encode())
         for example in self._given:
-            digest.update(repr((example.tokens, example.labels)).encode())
+            digest.update(repr((tuple(example.tokens), tuple(example.labels))).encode())
         return digest.hexdigest()
 
     def resume(self, feed: Feed | None = None) -> None:

@@ -167,6 +167,22 @@ def use_adapter(model: Model, name: str | None, training: bool = False, strength
             _switch(model, None)
 
 
+def active_adapter(model: Model) -> AttachedAdapter | None:
+    """The one that is on."""
+    active = model.adapters.get(_ACTIVE)
+    adapter: AttachedAdapter | None = None if active is None else model.adapters[active[0]]
+    return adapter
+
+
+@contextlib.contextmanager
+def merge_adapter(model: Model) -> Iterator[None]:
+    """Within the block the adapter that is on is part of the network's own weights, as far as it can be; afterwards they are
+    the same as before, bit for bit. No adapter may be switched inside."""
+    adapter = active_adapter(model)
+    with adapter.merge() if isinstance(adapter, LoraAdapter) else contextlib.nullcontext():
+        yield
+
+
 def remove_adapter(model: Model, name: str) -> None:
     """Frees an adapter's memory."""
     with use_adapter(model, None):
@@ -185,9 +201,11 @@ def _switch(model: Model, name: str | None, training: bool = False, strength: fl
 __all__ = [
     "START_FOLDER",
     "AttachedAdapter",
+    "active_adapter",
     "attach_adapter",
     "find_start",
     "load_adapter",
+    "merge_adapter",
     "remove_adapter",
     "start_fingerprint",
     "use_adapter",

@@ -13,16 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from liftlm.adapters import use_adapter
+from liftlm.batching import Batch, Network, Prefill, continuation
 from liftlm.errors import LiftError
 from liftlm.models import Model
-from liftlm.server.batching import Batch, Network, Prefill
+from liftlm.sequences import Choice, Ending, Sampling, Sequence
 from liftlm.server.metrics import Metrics
 from liftlm.server.opened import Opened, OpenedEntries
 from liftlm.server.prefixes import PrefixCache
-from liftlm.server.sequences import Choice, Ending, Sampling, Sequence
 from liftlm.server_config import ServerConfig
 
 _STEPS = 8  # tokens of one document's batch before another's turn: switching adapters takes as long as one
@@ -105,10 +104,6 @@ class Answers:
         self._asked: dict[Sequence, Asked] = {}  # of the rows of all batches
         self._turns: deque[Group] = deque()
         self._on: tuple[Group, contextlib.ExitStack] | None = None
-        settings: Any = model.network.generation_config
-        ends = settings.eos_token_id
-        self._ends = frozenset([*(ends if isinstance(ends, list) else [ends]), model.tokenizer.eos_token_id]) - {None}
-        self._penalty = float(getattr(settings, "repetition_penalty", None) or 1.0)
 
     @property
     def waiting(self) -> int:
@@ -195,7 +190,7 @@ class Answers:
         """Its prompt as tokens, and what is known of it already: the one before may have begun alike."""
         opened = None if asked.entry is None else self._opened.get(asked.entry)
         prompt = asked.build(self._model, opened)
-        asked.sequence = Sequence(prompt, asked.sampling, self._model.tokenizer, self._ends, self._penalty)
+        asked.sequence = continuation(self._model, prompt, asked.sampling)
         cache = None
         if not asked.sampling.echo:
             cache, asked.cached = self.prefixes.find(asked.group, prompt)
@@ -286,6 +281,7 @@ class Answers:
         stack = contextlib.ExitStack()
         stack.enter_context(use_adapter(self._model, group[0], strength=group[1]))
         self._on = (group, stack)
+        self._network.refresh()
 
     def _guard(self, concerned: list[Asked], work: Callable[[], None]) -> None:
         """What goes wrong for some is their failure and not the server's end."""

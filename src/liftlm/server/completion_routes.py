@@ -20,6 +20,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from liftlm.answering import acting_strength
 from liftlm.errors import EntryNotFoundError
+from liftlm.sequences import Choice, Sampling
 from liftlm.server.answers import Asked, Began, Ended, Failed, Piece, Told
 from liftlm.server.owners import asking_owner, service_of
 from liftlm.server.prompting import Conversation, chat_prompt, shown, text_prompt
@@ -34,7 +35,6 @@ from liftlm.server.protocol import (
     TextReply,
 )
 from liftlm.server.replies import GoneError, error_event, errors_of
-from liftlm.server.sequences import Choice, Sampling
 from liftlm.server.service import Service
 from liftlm.server.store import Record
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
-from liftlm.server.batching import Network
+from liftlm.batching import Network
 
 _WORTH_KEEPING = 64  # tokens
 _EACH = 4  # prompts of one key

@@ -31,6 +31,7 @@ class Sampling:
     logprobs: int | None = None  # so many of the likeliest tokens are told with each token
     echo: bool = False  # also those of the prompt
     answer: bool = True  # an answer: no white space around it; else a prompt's continuation as it is
+    whole: bool = False  # the text is told in the end only
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,26 @@ class Sequence:
         self._told = 0  # characters of it
 
     @property
+    def text(self) -> str:
+        """What was decoded of it; of an answer, without white space around it."""
+        return self._text.strip() if self.sampling.answer else self._text
+
+    @property
     def last(self) -> int:
         return self.tokens[-1] if self.tokens else self.prompt[-1]
 
-    def take(self, logits: Tensor) -> str:
-        """(vocabulary,) logits of the next token → the text that became certain by it; sets `ending`."""
-        choice = self._choose(logits.float().cpu())
+    @property
+    def greedy(self) -> bool:
+        """Whether the next token is the likeliest one, and nothing else is asked of the logits."""
+        sampling = self.sampling
+        return sampling.temperature < _GREEDY_BELOW and self._penalty == 1.0 and sampling.logprobs is None
+
+    def take(self, logits: Tensor, likeliest: int | None = None) -> str:
+        """(vocabulary,) logits of the next token → the text that became certain by it; sets `ending`.
+
+        likeliest: where the caller knows it, and the sequence is `greedy`.
+        """
+        choice = Choice(likeliest) if likeliest is not None else self._choose(logits.float().cpu())
         if self.sampling.logprobs is not None:
             self.choices.append(choice)  # the end token too, as clients count on one for every token that was computed
         if choice.token in self._ends:
@@ -104,6 +119,8 @@ class Sequence:
 
     def _certain(self, last: bool) -> str:
         """What can be told now: whole characters, nothing that may yet become a stop text, no white space around an answer."""
+        if self.sampling.whole and not self.sampling.stop and not last:
+            return ""
         self._decode(last)
         found = [at for stop in self.sampling.stop if (at := self._text.find(stop)) >= 0]
         if found:

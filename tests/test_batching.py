@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from conftest import FAMILIES, make_tokenizer, save_model
 from liftlm import load_model
+from liftlm.batching import Batch, Network, Prefill
 from liftlm.config import ModelConfig
-from liftlm.server.batching import Batch, Network, Prefill
+from liftlm.sequences import Sampling, Sequence, sample
 from liftlm.server.prefixes import PrefixCache
-from liftlm.server.sequences import Sampling, Sequence, sample
 
 ENDS = frozenset({2})
 
