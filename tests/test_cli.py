@@ -114,7 +114,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
         {"--out": None, "--sample": 10, "--title": None, "--model": None, "--config": None, "--set": None},
     ),
     "demo": ([], {**MODEL, "--window": 2048, "--all": False, "--out": None}),
-    "export": ([ENTRY], {"--to": "required", "--merged": False}),
+    "export": ([ENTRY], {"--to": "required", "--out": "required"}),
     "evaluate": (
         [("BENCHMARK", True, None)],
         {
@@ -492,14 +492,22 @@ def test_export_commands(
 ) -> None:
     lift(capsys, "absorb", book, "--model", tiny_folder, *SMALL)
     target = tmp_path / "new" / "adapter"
-    assert lift(capsys, "export", only_id(home)[:5], "--to", target).code == 0
+    done = lift(capsys, "export", only_id(home)[:5], "--to", "peft", "--out", target)
+    assert done.code == 0
+    serve = f"vllm serve {tiny_folder} --enable-lora --max-lora-rank 8 --lora-modules {only_id(home)}={target}"
+    assert serve in done.err
     assert sorted(path.name for path in target.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     for existing in (target, tmp_path, "."):
-        again = lift(capsys, "export", only_id(home), "--to", existing)
+        again = lift(capsys, "export", only_id(home), "--to", "peft", "--out", existing)
         assert again.code == 2 and "exists already" in again.err
-    assert lift(capsys, "export", only_id(home), "--to", tmp_path / "merged", "--merged").code == 0
+    assert lift(capsys, "export", only_id(home), "--to", "merged", "--out", tmp_path / "merged").code == 0
     assert lift(capsys, "ask", book, "Who?", "--base", "--model", tmp_path / "merged", *SMALL).code == 0
-    assert lift(capsys, "export", only_id(home), "--to", book / "below").code == 31
+    assert lift(capsys, "export", only_id(home), "--to", "gguf", "--out", tmp_path / "a.gguf").code == 0
+    assert (tmp_path / "a.gguf").read_bytes()[:4] == b"GGUF"
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert lift(capsys, "export", only_id(home), "--to", "peft", "--out", book / "below").code == 31
+    unknown = lift(capsys, "export", only_id(home), "--to", target, "--out", tmp_path / "b")
+    assert unknown.code == 2 and "--to peft, --to merged or --to gguf" in unknown.err
 
 
 def test_config_prints_what_it_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
