@@ -35,6 +35,12 @@ BaseOption = Annotated[bool, typer.Option("--base", help="Ask the bare model, wi
 StartOption = Annotated[
     str | None, typer.Option("--start", help="A starting adapter that `lift pre-sft` made, to absorb from.")
 ]
+RayOption = Annotated[
+    str | None, typer.Option("--ray", help="Share the work out over a Ray cluster: local, auto, HOST:PORT or ray://….")
+]
+LibraryOption = Annotated[
+    str | None, typer.Option("--library", help="Where adapters go, any fsspec address (s3://…); default: the library.")
+]
 TasksOption = Annotated[
     Path | None,
     typer.Option("--tasks", help="Train on these questions (JSONL, see `lift tasks`), not on written ones."),

@@ -19,7 +19,9 @@ from liftlm.arguments import (
     ConfigOption,
     ContextOption,
     DocumentArgument,
+    LibraryOption,
     ModelOption,
+    RayOption,
     SetOption,
     StartOption,
     TasksOption,
@@ -29,6 +31,7 @@ from liftlm.arguments import (
     read_config,
     read_document,
 )
+from liftlm.cluster_commands import absorb_many, is_folder
 from liftlm.config import LiftConfig, load_config, to_yaml
 from liftlm.display import TrainingDisplay, console, minutes, note
 from liftlm.documents import Document
@@ -74,11 +77,20 @@ def absorb(
     title: TitleOption = None,
     model: ModelOption = None,
     window: WindowOption = None,
+    ray: RayOption = None,
+    library: LibraryOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Absorb DOCUMENT into an adapter and keep it in the library."""
+    """Absorb DOCUMENT, or every document in a folder, into adapters and keep them in the library."""
     resolved = read_config(config, settings, model=model, window=window, start=start)
+    if is_folder(document):
+        if tasks is not None or title is not None:
+            raise ConfigError("--tasks and --title are of one document, and this is a folder.", "Leave them out.")
+        absorb_many(document, resolved, ray, library)
+        return
+    if ray is not None or library is not None:
+        raise ConfigError("--ray and --library go with a folder of documents.", "Give a folder, or leave them out.")
     text, entry = read_document(document, title)
     given = _given_tasks(tasks, text)
     adapter, new = _absorb(text, load_chosen_model(resolved, entry), resolved, given)

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from liftlm.adapter_config import AdapterConfig as AdapterConfig
+from liftlm.cluster_config import ClusterConfig
 from liftlm.errors import ConfigError
 from liftlm.invalid_settings import explain_invalid
 from liftlm.server_config import ServerConfig
@@ -202,11 +203,12 @@ class LiftConfig(_Branch):
     training: TrainingConfig = TrainingConfig()
     answering: AnsweringConfig = AnsweringConfig()
     server: ServerConfig = ServerConfig()
+    cluster: ClusterConfig = ClusterConfig()
     pre_sft: PreSftConfig = PreSftConfig()
     seed: _Whole = Field(default=0, ge=0, lt=2**32)  # torch's 64 bits hold it and the number of a step
 
     @field_validator(
-        "model", "segments", "tasks", "adapter", "training", "answering", "pre_sft", "server", mode="before"
+        "model", "segments", "tasks", "adapter", "training", "answering", "pre_sft", "server", "cluster", mode="before"
     )
     @classmethod
     def _empty_group(cls, value: Any) -> Any:

@@ -1,0 +1,84 @@
+"""What `--ray` means for commands: many documents absorbed into one home, by this process or by a cluster's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from liftlm.config import LiftConfig
+from liftlm.display import CrewDisplay, note
+from liftlm.errors import ConfigError, DocumentsFailedError, InterruptedWorkError
+from liftlm.shelf import library_home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from liftlm.cluster import RayCrew
+    from liftlm.worklist import CrewOfOne, Job, Outcome, Worker
+
+
+def is_folder(name: str) -> bool:
+    """A folder of this machine, or an address that fsspec opens (but no web address: those are documents to download)."""
+    try:
+        local = name != "-" and Path(name).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):  # a name that is no path
+        local = False
+    return local or ("://" in name and not name.lower().startswith(("http://", "https://", "ftp://", "file://")))
+
+
+def absorb_many(folder: str, config: LiftConfig, address: str | None, library: str | None) -> None:
+    """Absorbs what is missing and prints `id  title` of each; raises DocumentsFailedError where some could not be."""
+    from liftlm.homes import Home
+    from liftlm.many_documents import AbsorbingWorker, Order, absorb_folder
+
+    home = Home(library or str(library_home()))
+    order = Order(config, home.url, threads=config.cluster.cpus_per_worker if address else None)
+
+    def ended(job: Job, outcome: Outcome) -> None:
+        if outcome.error:
+            note(f"{job.name} failed: {outcome.error} {outcome.next_step}")
+        else:
+            print(f"{outcome.result['id']}  {outcome.result['title']}", flush=True)
+
+    with CrewDisplay() as display, hired(address, config, AbsorbingWorker, order, display) as crew:
+        recipe = crew.describe()
+        tally, before = absorb_folder(
+            str(Path(folder).expanduser().absolute()) if "://" not in folder else folder,
+            *(home, crew, recipe, config.cluster.tries, ended, display.event),
+        )
+    lost = f" {tally.deaths} workers were lost." if tally.deaths else ""
+    note(f"{tally.done} absorbed, {before} were already, {tally.failed} failed. They are in {home.url}.{lost}")
+    if tally.failed:
+        raise DocumentsFailedError(
+            f"{tally.failed} documents could not be absorbed: {'; '.join(tally.failures)}",
+            "Mend them; the same command tries only what is missing.",
+        )
+
+
+@contextmanager
+def hired(
+    address: str | None, config: LiftConfig, make_worker: Callable[[Any], Worker], order: Any, display: CrewDisplay
+) -> Iterator[RayCrew | CrewOfOne]:
+    """Workers of a cluster, or this process. Ctrl-C lets them go; their checkpoints stay."""
+    try:
+        if address is None:
+            from liftlm.worklist import CrewOfOne
+
+            yield CrewOfOne(make_worker(order), display.tell)
+            return
+        check_ray()
+        from liftlm.cluster import RayCrew
+
+        with RayCrew(address, config.cluster, make_worker, order, display.tell) as crew:
+            yield crew
+    except KeyboardInterrupt:
+        raise InterruptedWorkError("Interrupted; what is done is kept.", "The same command continues.") from None
+
+
+def check_ray() -> None:
+    """Raises ConfigError."""
+    if find_spec("ray") is None:
+        raise ConfigError("--ray needs Ray, which is not installed.", "pip install 'liftlm[cluster]'")
