@@ -11,12 +11,14 @@ import contextlib
 import logging
 import math
 import os
+import sys
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from liftlm.cluster_config import ClusterConfig
@@ -87,16 +89,17 @@ class RayCrew:
         self._make, self._order = make_worker, order
         self._actors: dict[int, Any] = {}
         self._waiting: dict[Reference, tuple[int, str]] = {}  # call → worker, "ready" or "done"
-        self._starts: dict[int, int] = {}  # since it was last ready
-        self._description: Any = None
+        self._starts: dict[int, int] = {}  # deaths of a worker that was not ready yet, in a row
+        self._later: list[tuple[float, int]] = []  # when to ask a worker again that cannot be reached
 
     def __enter__(self) -> RayCrew:
-        connect(self._address, self._settings)
-        try:
+        with contextlib.ExitStack() as opened:
+            # Ray prints what befalls its workers to standard output, which is for answers
+            opened.enter_context(contextlib.redirect_stdout(sys.stderr))
+            connect(self._address, self._settings)
+            opened.callback(ray.shutdown)
             self._start()
-        except BaseException:
-            ray.shutdown()
-            raise
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(
@@ -105,7 +108,7 @@ class RayCrew:
         for actor in self._actors.values():
             with contextlib.suppress(Exception):
                 ray.kill(actor)
-        ray.shutdown()
+        self._opened.close()
 
     def _start(self) -> None:
         count, options = share_out(self._settings)
@@ -117,7 +120,6 @@ class RayCrew:
             self._prepare(number)
 
     def _prepare(self, number: int) -> None:
-        self._starts[number] = self._starts.get(number, 0) + 1
         reference = self._actors[number].prepare.remote(self._make, self._order, number, self._board)
         self._waiting[reference] = (number, "ready")
 
@@ -153,22 +155,31 @@ class RayCrew:
     def wait(self) -> list[Event]:
         events: list[Event] = []
         while not events:
-            if not self._waiting:
+            self._ask_again()
+            if not self._actors:
                 raise ClusterError("All workers were lost.", "What is done is kept; the same command continues.")
-            ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=_WAIT_SECONDS)
+            ready, _ = (
+                ray.wait(list(self._waiting), num_returns=1, timeout=_WAIT_SECONDS) if self._waiting else ([], [])
+            )
+            if not self._waiting:
+                time.sleep(_WAIT_SECONDS)
             events = [event for reference in ready if (event := self._event(reference)) is not None]
             self._show()
         return events
+
+    def _ask_again(self) -> None:
+        now, later = time.monotonic(), self._later
+        self._later = [(due, number) for due, number in later if due > now]
+        for due, number in later:
+            if due <= now:
+                self._prepare(number)
 
     def _event(self, reference: Reference) -> Event | None:
         number, kind = self._waiting.pop(reference)
         try:
             found = ray.get(reference)
-        except RayActorError as death:
-            return self._death(number, kind, _first_line(death))
-        except RayError as loss:  # such as an argument that was lost with its node; the actor lives
-            self._prepare(number)
-            return Event("died", number, reason=_first_line(loss))
+        except RayError as death:
+            return self._death(number, kind, death)
         if kind == "done":
             return Event("done", number, found)
         _, error = found
@@ -177,14 +188,16 @@ class RayCrew:
         self._starts[number] = 0
         return Event("ready", number)
 
-    def _death(self, number: int, kind: str, reason: str) -> Event | None:
-        """Ray starts the actor again; a call that asks whether it is ready waits until it is."""
-        if kind == "ready" and self._starts[number] >= _STARTS:
+    def _death(self, number: int, kind: str, death: RayError) -> Event | None:
+        """Ray starts an actor that died again, here or elsewhere; until then it cannot be reached, and is asked now and then."""
+        if kind == "ready" and isinstance(death, RayActorError) and not isinstance(death, ActorUnavailableError):
+            self._starts[number] = self._starts.get(number, 0) + 1
+        if self._starts.get(number, 0) >= _STARTS:
             with contextlib.suppress(Exception):
                 ray.kill(self._actors.pop(number))
-            return Event("died", number, reason=reason)
-        self._prepare(number)
-        return Event("died", number, reason=reason)
+        else:
+            self._later.append((time.monotonic() + _WAIT_SECONDS, number))
+        return Event("died", number, reason=_first_line(death)) if kind == "done" else None
 
     def _show(self) -> None:
         with contextlib.suppress(GetTimeoutError, RayError):

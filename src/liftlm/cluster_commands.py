@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -37,11 +38,13 @@ def absorb_many(folder: str, config: LiftConfig, address: str | None, library: s
     home = Home(library or str(library_home()))
     order = Order(config, home.url, threads=config.cluster.cpus_per_worker if address else None)
 
+    answers = sys.stdout  # a cluster's own messages go elsewhere
+
     def ended(job: Job, outcome: Outcome) -> None:
         if outcome.error:
             note(f"{job.name} failed: {outcome.error} {outcome.next_step}")
         else:
-            print(f"{outcome.result['id']}  {outcome.result['title']}", flush=True)
+            print(f"{outcome.result['id']}  {outcome.result['title']}", file=answers, flush=True)
 
     with CrewDisplay() as display, hired(address, config, AbsorbingWorker, order, display) as crew:
         recipe = crew.describe()
