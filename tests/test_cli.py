@@ -93,7 +93,10 @@ MODEL = {"--model": None, "--window": None, "--config": None, "--set": None}
 JUDGE = {"--judge-url": None, "--judge-model": None, "--bert-score": False}
 SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
     # command: arguments (name, required, default), options with defaults
-    "absorb": ([DOCUMENT], {"--tasks": None, "--start": None, "--title": None, **MODEL}),
+    "absorb": (
+        [DOCUMENT],
+        {"--tasks": None, "--start": None, "--title": None, "--ray": None, "--library": None, **MODEL},
+    ),
     "ask": (
         [DOCUMENT, ("[QUESTION]", False, None)],
         {
@@ -128,6 +131,8 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--depths": "",
             "--needles": "",
             "--max-new-tokens": None,
+            "--ray": None,
+            "--library": None,
         },
     ),
     "score": ([("FOLDER", True, None)], JUDGE),
@@ -151,6 +156,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--arms": None,
             "--lengths": "",
             "--graded": None,
+            "--ray": None,
         },
     ),
     "pre-sft": (

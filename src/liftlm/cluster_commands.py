@@ -1,10 +1,11 @@
-"""What `--ray` means for commands: many documents absorbed into one home, by this process or by a cluster's workers."""
+"""What `--ray` means for commands: documents absorbed into one home, evaluations and studies, by a cluster's workers."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from liftlm.cluster import RayCrew
+    from liftlm.evaluation.sharing import EvaluationOrder
+    from liftlm.studies.sharing import StudyOrder
     from liftlm.worklist import CrewOfOne, Job, Outcome, Worker
 
 
@@ -58,6 +61,59 @@ def absorb_many(folder: str, config: LiftConfig, address: str | None, library: s
         raise DocumentsFailedError(
             f"{tally.failed} documents could not be absorbed: {'; '.join(tally.failures)}",
             "Mend them; the same command tries only what is missing.",
+        )
+
+
+def evaluate_shared(
+    address: str,
+    library: str | None,
+    order: EvaluationOrder,
+    folder: Path,
+    on_row: Callable[[dict[str, Any]], None],
+) -> None:
+    """Has an evaluation's missing rows predicted by a cluster; on_row hears of predictions."""
+    from liftlm.evaluation.sharing import EvaluatingWorker, EvaluationOrder, evaluation_jobs
+
+    assert isinstance(order, EvaluationOrder)
+    order = replace(order, home=library or str(library_home()), threads=order.config.cluster.cpus_per_worker)
+    _share(address, order.config, EvaluatingWorker, order, evaluation_jobs(order, folder), folder, on_row)
+
+
+def study_shared(address: str, order: StudyOrder, folder: Path) -> None:
+    """Has a study's missing rows measured by a cluster."""
+    from liftlm.studies.sharing import StudyingWorker, study_jobs
+
+    _share(address, order.config, StudyingWorker, order, study_jobs(order, folder), folder, lambda row: None)
+
+
+def _share(
+    address: str,
+    config: LiftConfig,
+    make_worker: Callable[[Any], Worker],
+    order: Any,
+    jobs: Iterator[Job],
+    folder: Path,
+    on_row: Callable[[dict[str, Any]], None],
+) -> None:
+    """Outcomes are lines for the folder's files. Raises DocumentsFailedError where some could not be had."""
+    from liftlm.evaluation.sharing import add_lines
+    from liftlm.worklist import work_off
+
+    def ended(job: Job, outcome: Outcome) -> None:
+        if outcome.error:
+            note(f"{job.name} failed: {outcome.error} {outcome.next_step}")
+        elif "id" not in outcome.result:  # else a document was absorbed
+            for path, row in add_lines(folder, outcome.result):
+                if path.startswith("predictions"):
+                    on_row(row)
+
+    with CrewDisplay() as display, hired(address, config, make_worker, order, display) as crew:
+        crew.describe()
+        tally = work_off(crew, jobs, config.cluster.tries, ended, display.event)
+    if tally.failed:
+        raise DocumentsFailedError(
+            f"{tally.failed} parts of the work failed: {'; '.join(tally.failures)}",
+            "What is done is kept; the same command tries only what is missing.",
         )
 
 
