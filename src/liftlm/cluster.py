@@ -13,7 +13,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +23,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from liftlm.cluster_config import ClusterConfig
-from liftlm.errors import ClusterError, LiftError
+from liftlm.errors import ClusterError, EntryNotFoundError, LiftError
 from liftlm.worklist import Event, Outcome, Tell, Worker
 
 _STARTS = 3  # of an actor that never got ready; then it is given up
@@ -205,6 +206,101 @@ class RayCrew:
                 self._tell(row)
 
 
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Served:
+    """make_replica makes what has `hold(entry)` and `answer(call)`; make_front what has `entry_of(call)` and `answer(call)`.
+
+    make_call: from a request and its body; make_reply: from a head and an iterator of bytes.
+    """
+
+    make_replica: Callable[[Any], Any]
+    make_front: Callable[[Any], Any]
+    make_call: Callable[[Any, bytes], Any]
+    make_reply: Callable[[Any, Any], Any]
+    order: Any
+
+
+@contextlib.contextmanager
+def serving(address: str, settings: ClusterConfig, served: Served, host: str, port: int) -> Iterator[None]:
+    """Replicas behind one address, while the block lasts. A request goes where the adapter of its entry already is.
+
+    Raises ClusterError.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    with contextlib.redirect_stdout(sys.stderr):
+        connect(address, settings)
+        try:
+            count, options = share_out(settings)
+            serve.start(
+                proxy_location=ProxyLocation.HeadOnly,
+                http_options=HTTPOptions(host=host, port=port),
+                logging_config=_QUIET,
+            )
+            application = _application(serve, served, settings, settings.replicas or count, options)
+            serve.run(application, name="liftlm", route_prefix="/", logging_config=_QUIET)
+            yield
+        except (RayError, RuntimeError) as error:
+            raise ClusterError(
+                f"The replicas could not be started: {_first_line(error)}.", "`ray status` and Ray's logs say more."
+            ) from error
+        finally:
+            with contextlib.suppress(Exception):
+                serve.shutdown()
+            ray.shutdown()
+
+
+_QUIET = {"log_level": "ERROR"}
+
+
+def _application(serve: Any, served: Served, settings: ClusterConfig, count: int, options: dict[str, Any]) -> Any:
+    class Replica:
+        """Holds the model, and the adapters that it was asked for last."""
+
+        def __init__(self) -> None:
+            self._replica = served.make_replica(served.order)
+
+        @serve.multiplexed(max_num_models_per_replica=settings.adapters_per_replica)  # type: ignore[untyped-decorator]
+        async def hold(self, entry: str) -> Any:
+            return await self._replica.hold(entry)
+
+        async def answer(self, call: Any) -> AsyncIterator[Any]:
+            held = None
+            with contextlib.suppress(EntryNotFoundError):  # which the answer will say
+                held = await self.hold(entry) if (entry := serve.get_multiplexed_model_id()) else None
+            async for piece in self._replica.answer(call):
+                yield piece
+            del held  # it was in use until here
+
+    class Front:
+        """Where the port is."""
+
+        def __init__(self, replicas: Any) -> None:
+            self._front, self._replicas = served.make_front(served.order), replicas
+
+        async def __call__(self, request: Any) -> Any:
+            call = served.make_call(request, await request.body())
+            known = await self._front.answer(call)
+            if known is not None:
+                return served.make_reply(known[0], _once(known[1]))
+            chosen = self._replicas.options(stream=True, multiplexed_model_id=self._front.entry_of(call))
+            pieces = chosen.answer.remote(call)
+            head = await anext(pieces)
+            return served.make_reply(head, pieces)
+
+    replicas = serve.deployment(num_replicas=count, ray_actor_options=options, max_ongoing_requests=64)(Replica).bind()
+    front = serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)(Front)
+    return front.bind(replicas)
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
 # --- the cluster ------------------------------------------------------------------------------------------------------
 
 
@@ -255,4 +351,4 @@ def _first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
 
 
-__all__ = ["RayCrew", "connect", "share_out"]
+__all__ = ["RayCrew", "Served", "connect", "serving", "share_out"]

@@ -64,6 +64,11 @@ def base_config(entry: Entry) -> Mapping[str, Any] | None:
 
 def _write_merged(entry: Entry, target: Path) -> None:
     """Loads the base model anew, since merging changes it for good."""
+    if (held := entry.card["config"]["model"].get("quantization", "none")) != "none":
+        raise ConfigError(
+            f"Entry {entry.id} was absorbed on weights in {held}, into which nothing can be merged without rounding it away.",
+            "Export it with --to peft or --to gguf.",
+        )
     model = load_model(entry.card["model"]["name"], ModelConfig(device="cpu", dtype="float32"))
     Library(entry.folder.parent.parent).open(entry.id, model)
     if not model.adapters[entry.id].mergeable:

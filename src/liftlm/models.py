@@ -33,6 +33,7 @@ from liftlm.errors import (
 from liftlm.losses import next_token_loss, soft_target_loss
 from liftlm.probes import head_is_plain, keeps_apart, softcap
 from liftlm.prompts import Tokenizer, encode_text, leading_tokens
+from liftlm.quantization import quantized_loading
 from liftlm.storage import write_errors
 
 if TYPE_CHECKING:
@@ -164,12 +165,16 @@ def load_model(name: str | None = None, config: ModelConfig | None = None, notif
     set_threads(config)
     folder = _find_folder(name, notify)
     _check_memory(name, folder, device, dtype)
-    network, tokenizer = _load(name, folder, dtype)
-    network.to(device)  # type: ignore[arg-type]
+    network, tokenizer = _load(name, folder, dtype, **quantized_loading(config, device))
+    if config.quantization == "none":
+        network.to(device)  # type: ignore[arg-type]
     network.eval()
     network.requires_grad_(False)
     window = _window(network, config.window, name)
-    return Model(name, folder, network, tokenizer, window, device, dtype, fingerprint_weights(folder))
+    identity = fingerprint_weights(folder)
+    if config.quantization != "none":  # what is learnt on rounded weights is of those
+        identity = hashlib.sha256(f"{identity} {config.quantization}".encode()).hexdigest()[:32]
+    return Model(name, folder, network, tokenizer, window, device, dtype, identity)
 
 
 def fingerprint_weights(folder: Path) -> str:
@@ -284,7 +289,7 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenizer]:
+def _load(name: str, folder: Path, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, Tokenizer]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -294,7 +299,7 @@ def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel,
             # code that comes with a model is never run, and the user never asked whether it may
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             network, loading = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
             )
     except SafetensorError as error:
         raise ModelWeightsMissingError(

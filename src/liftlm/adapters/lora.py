@@ -21,6 +21,7 @@ from liftlm.adapters.starts import TAKEN_FROM_WEIGHTS, begin_with_part_of_weight
 from liftlm.config import AdapterConfig
 from liftlm.errors import ConfigError
 from liftlm.models import Model
+from liftlm.quantization import check_whole
 
 _OF_PEFT = ("gaussian", "orthogonal")  # names that PEFT's init_lora_weights takes and that leave the base weights alone
 _LENGTHS = ".lora_magnitude_vector."
@@ -40,6 +41,8 @@ class LoraAdapter:
             if targets == "all-linear":  # PEFT wants names where it is to take some layers only
                 targets = sorted({name.rpartition(".")[2] for name in _linear_layers(model)})
             where = _some_layers(model, config.layers)
+        if config.initialization in TAKEN_FROM_WEIGHTS:
+            check_whole(model.network, f"A LoRA that begins as a part of the weights ({config.initialization})")
         twice = 2 if config.initialization in TAKEN_FROM_WEIGHTS else 1
         # the same scale for twice the rank
         alpha = config.alpha * (math.sqrt(twice) if config.rslora else twice)
