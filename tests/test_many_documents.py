@@ -265,7 +265,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     model, docs = save_model(tmp_path / "m"), tmp_path / "docs"
     docs.mkdir()
     for index in range(12):
-        (docs / f"d{index:02}.txt").write_text(text(index + 20))
+        (docs / f"d{index:02}.txt").write_text(text(index + 8))
     assert lift(capsys, "absorb", docs, "--library", tmp_path / "alone", "--model", model, *FLAGS).code == 0
 
     running = start(docs, model, tmp_path / "ray", "--set", "cluster.workers=2")

@@ -12,7 +12,7 @@ import typer
 from liftlm.config import DEFAULT_MODEL, LiftConfig, load_config
 from liftlm.display import note
 from liftlm.documents import Document, load_document
-from liftlm.errors import DocumentNotFoundError
+from liftlm.errors import ConfigError, DocumentNotFoundError
 from liftlm.shelf import Entry, Shelf
 
 if TYPE_CHECKING:
@@ -64,6 +64,15 @@ def read_config(
     # as JSON, since a model called 1.0 is a text; not escaped, since YAML reads escaped surrogates differently
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
     return load_config(path, [*(settings or []), *given], below)
+
+
+def refuse_divided(config: LiftConfig) -> None:
+    """Raises ConfigError: only the first of several processes answers, and a divided model needs them all."""
+    if config.model.parallel == "tensor":
+        raise ConfigError(
+            "A model that is divided over processes absorbs, and does not answer.",
+            "`lift absorb` with model.parallel=tensor; then export the adapter, or ask without that setting.",
+        )
 
 
 def read_document(name: str, title: str | None) -> tuple[Document, Entry | None]:

@@ -30,6 +30,7 @@ from liftlm.arguments import (
     load_chosen_model,
     read_config,
     read_document,
+    refuse_divided,
 )
 from liftlm.cluster_commands import absorb_many, is_folder
 from liftlm.config import LiftConfig, load_config, to_yaml
@@ -132,6 +133,7 @@ def ask(
     if diagnose and base:
         raise ConfigError("--base absorbs nothing that --diagnose could look at.", "Leave one of the two out.")
     resolved = read_config(config, settings, model=model, window=window, context=context, start=start)
+    refuse_divided(resolved)
     text, entry = read_document(document, title)
     if questions is not None:
         _ask_file(questions, out, document, text, entry, resolved, base, tasks, diagnose)
@@ -198,6 +200,7 @@ def chat(
     if document == "-":
         raise ConfigError("A chat reads its questions from standard input.", "Give the document as a file.")
     resolved = read_config(config, settings, model=model, window=window, context=context)
+    refuse_divided(resolved)
     text, entry = read_document(document, title)
     given = _given_tasks(tasks, text)
     loaded = load_chosen_model(resolved, entry)

@@ -41,6 +41,8 @@ class ModelConfig(_Branch):
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: _Whole | None = Field(default=None, ge=1)  # None = torch's own choice
+    # what processes that a launcher started together share: the examples of a step, or every layer (transformers' tp_plan)
+    parallel: Literal["data", "tensor"] = "data"
     # how the base weights of linear layers are held: 8 bits by torchao (any device); 8 or 4 bits by bitsandbytes (CUDA)
     quantization: Literal["none", "int8", "bnb-int8", "nf4"] = "none"
 

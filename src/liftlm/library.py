@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from liftlm.absorbing import Adapter, absorb, adapter_id
 from liftlm.adapters import load_adapter, use_adapter
 from liftlm.config import LiftConfig, parse_config
@@ -85,25 +87,25 @@ class Library(Shelf):
                 if _main_says((self.path / entry_id).is_dir()):  # finished by another program a moment ago
                     return self.open(entry_id, model), False
                 adapter = absorb(document, model, config, tasks=tasks, folder=work, on_step=on_step)
-                if main:
-                    self._store(adapter, model, work)
+                with use_adapter(model, None):
+                    tensors = model.adapters[adapter.id].tensors()  # which all processes put together
+                    if main:
+                        self._store(adapter, model, work, tensors)
                 PartialState().wait_for_everyone()
                 return adapter, True
             finally:
                 with contextlib.suppress(OSError):
                     work.rmdir()  # where it failed before there was anything to keep
 
-    def _store(self, adapter: Adapter, model: Model, work: Path) -> None:
-        with use_adapter(model, None):
-            attached = model.adapters[adapter.id]
-            with new_folder(self.path / adapter.id) as draft:
-                (draft / "adapter").mkdir()
-                attached.write(draft / "adapter", attached.tensors())
-                (draft / "document.txt").write_bytes(adapter.document.text.encode("utf-8"))
-                (draft / "entry.json").write_text(json.dumps(_card(adapter, model), indent=1), encoding="utf-8")
-                for kept in ("metrics.jsonl", TASKS_FILE):
-                    if (work / kept).exists():
-                        shutil.copy(work / kept, draft / kept)
+    def _store(self, adapter: Adapter, model: Model, work: Path, tensors: dict[str, Tensor]) -> None:
+        with new_folder(self.path / adapter.id) as draft:
+            (draft / "adapter").mkdir()
+            model.adapters[adapter.id].write(draft / "adapter", tensors)
+            (draft / "document.txt").write_bytes(adapter.document.text.encode("utf-8"))
+            (draft / "entry.json").write_text(json.dumps(_card(adapter, model), indent=1), encoding="utf-8")
+            for kept in ("metrics.jsonl", TASKS_FILE):
+                if (work / kept).exists():
+                    shutil.copy(work / kept, draft / kept)
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from liftlm.config import LiftConfig, ModelConfig
-from liftlm.devices import available_memory, pick_device, pick_dtype, set_threads
+from liftlm.devices import available_memory, pick_device, pick_dtype, set_threads, tensor_parallel_loading
 from liftlm.embedded import ALIAS, embedded_model_folder, hub_reachable
 from liftlm.errors import (
     ConfigError,
@@ -58,6 +58,7 @@ class Model:
     adapters: dict[str, Any] = field(default_factory=dict)  # what is attached, by name; kept by liftlm.adapters
     sites: Any = None  # where the network computes attention, once an adapter asked; kept by liftlm.adapters
     peft: Any = None  # PEFT's view of the network once it has held a LoRA; kept by liftlm.adapters
+    tensor_parallel: bool = False  # whether every layer is divided over the processes of a launcher
     _plain_head: bool | None = None
     _packs: bool | None = None
 
@@ -165,8 +166,9 @@ def load_model(name: str | None = None, config: ModelConfig | None = None, notif
     set_threads(config)
     folder = _find_folder(name, notify)
     _check_memory(name, folder, device, dtype)
-    network, tokenizer = _load(name, folder, dtype, **quantized_loading(config, device))
-    if config.quantization == "none":
+    divided = tensor_parallel_loading(config, device)
+    network, tokenizer = _load(name, folder, dtype, **quantized_loading(config, device), **divided)
+    if config.quantization == "none" and not divided:
         network.to(device)  # type: ignore[arg-type]
     network.eval()
     network.requires_grad_(False)
@@ -174,7 +176,10 @@ def load_model(name: str | None = None, config: ModelConfig | None = None, notif
     identity = fingerprint_weights(folder)
     if config.quantization != "none":  # what is learnt on rounded weights is of those
         identity = hashlib.sha256(f"{identity} {config.quantization}".encode()).hexdigest()[:32]
-    return Model(name, folder, network, tokenizer, window, device, dtype, identity)
+    model = Model(name, folder, network, tokenizer, window, device, dtype, identity, tensor_parallel=bool(divided))
+    if divided:
+        model._plain_head = False  # each process has a part of the head: the network puts the logits together
+    return model
 
 
 def fingerprint_weights(folder: Path) -> str:
