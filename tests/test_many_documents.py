@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from liftlm import Document, Library, load_config, load_model
 from liftlm.absorbing import adapter_id
 from liftlm.errors import InterruptedWorkError
 from liftlm.homes import Home
-from liftlm.many_documents import AbsorbingWorker, Order, Source
+from liftlm.many_documents import AbsorbingWorker, Order, Source, scratch_folder
 from liftlm.shelf import Shelf
 from test_cli import lift
 
@@ -230,6 +231,19 @@ def test_a_failed_worker_leaves_its_model_clean(
 
     found = one.work(Document(title="d", text=text(1)), stop)
     assert found.error and found.again and one.model.adapters == {}
+
+
+def test_scratch_of_processes_that_are_gone_is_deleted(cache: Path) -> None:
+    own = scratch_folder()
+    assert own.name == f"{platform.node()}-{os.getpid()}"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = own.with_name(f"{platform.node()}-{gone.pid}")
+    others = own.with_name(f"another.host-{gone.pid}")
+    for folder in (own, left, others):
+        (folder / "library").mkdir(parents=True)
+    assert scratch_folder() == own
+    assert own.exists() and others.exists() and not left.exists()
 
 
 # --- Ray --------------------------------------------------------------------------------------------------------------

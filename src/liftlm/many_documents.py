@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -137,13 +138,14 @@ def recipe_key(model: Model, config: LiftConfig) -> str:
 
 
 def scratch_folder() -> Path:
-    """A folder for this process; those of processes that are gone are deleted."""
-    parent = platformdirs.user_cache_path("liftlm") / "workers"
+    """A folder for this process; those of this machine's processes that are gone are deleted."""
+    parent, machine = platformdirs.user_cache_path("liftlm") / "workers", f"{platform.node()}-"  # homes may be shared
     with contextlib.suppress(OSError):
         for old in parent.iterdir():
-            if old.name.isdecimal() and not psutil.pid_exists(int(old.name)):
+            process = old.name.removeprefix(machine)
+            if process != old.name and process.isdecimal() and not psutil.pid_exists(int(process)):
                 shutil.rmtree(old, ignore_errors=True)
-    return parent / str(os.getpid())
+    return parent / f"{machine}{os.getpid()}"
 
 
 # --- giving out the documents -----------------------------------------------------------------------------------------
