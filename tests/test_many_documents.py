@@ -140,6 +140,10 @@ def test_what_does_not_go_together(
     assert titled.code == 2 and "this is a folder" in titled.err
     unknown = lift(capsys, "absorb", folder, "--library", "nowhere://x", "--model", tiny_folder)
     assert unknown.code == 2 and "'nowhere://x' cannot be opened" in unknown.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        several = lift(capsys, "absorb", folder, "--model", tiny_folder)
+        assert several.code == 2 and "a launcher started several" in several.err
     gone = lift(capsys, "absorb", "memory://not-there", "--library", tmp_path / "o", "--model", tiny_folder, *FLAGS)
     assert gone.code == 10 and "no folder 'memory://not-there'" in gone.err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,10 @@ def absorb_many(folder: str, config: LiftConfig, address: str | None, library: s
     from liftlm.homes import Home
     from liftlm.many_documents import AbsorbingWorker, Order, absorb_folder
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "A folder is absorbed by single processes, and a launcher started several.", "Use --ray, or one document."
+        )
     home = Home(library or str(library_home()))
     order = Order(config, home.url, threads=config.cluster.cpus_per_worker if address else None)
 
