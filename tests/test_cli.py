@@ -93,7 +93,10 @@ MODEL = {"--model": None, "--window": None, "--config": None, "--set": None}
 JUDGE = {"--judge-url": None, "--judge-model": None, "--bert-score": False}
 SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
     # command: arguments (name, required, default), options with defaults
-    "absorb": ([DOCUMENT], {"--tasks": None, "--start": None, "--title": None, **MODEL}),
+    "absorb": (
+        [DOCUMENT],
+        {"--tasks": None, "--start": None, "--title": None, "--ray": None, "--library": None, **MODEL},
+    ),
     "ask": (
         [DOCUMENT, ("[QUESTION]", False, None)],
         {
@@ -114,7 +117,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
         {"--out": None, "--sample": 10, "--title": None, "--model": None, "--config": None, "--set": None},
     ),
     "demo": ([], {**MODEL, "--window": 2048, "--all": False, "--out": None}),
-    "export": ([ENTRY], {"--to": "required", "--merged": False}),
+    "export": ([ENTRY], {"--to": "required", "--out": "required"}),
     "evaluate": (
         [("BENCHMARK", True, None)],
         {
@@ -128,10 +131,23 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--depths": "",
             "--needles": "",
             "--max-new-tokens": None,
+            "--ray": None,
+            "--library": None,
         },
     ),
     "score": ([("FOLDER", True, None)], JUDGE),
-    "serve": ([], {**MODEL, "--host": "127.0.0.1", "--port": 8321, "--name": None, "--log-content": False}),
+    "serve": (
+        [],
+        {
+            **MODEL,
+            "--host": "127.0.0.1",
+            "--port": 8321,
+            "--name": None,
+            "--log-content": False,
+            "--ray": None,
+            "--library": None,
+        },
+    ),
     "keys add": ([("NAME", True, None)], {}),
     "keys list": ([], {}),
     "keys remove": ([("ID", True, None)], {}),
@@ -151,6 +167,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--arms": None,
             "--lengths": "",
             "--graded": None,
+            "--ray": None,
         },
     ),
     "pre-sft": (
@@ -536,14 +553,22 @@ def test_export_commands(
 ) -> None:
     lift(capsys, "absorb", book, "--model", tiny_folder, *SMALL)
     target = tmp_path / "new" / "adapter"
-    assert lift(capsys, "export", only_id(home)[:5], "--to", target).code == 0
+    done = lift(capsys, "export", only_id(home)[:5], "--to", "peft", "--out", target)
+    assert done.code == 0
+    serve = f"vllm serve {tiny_folder} --enable-lora --max-lora-rank 8 --lora-modules {only_id(home)}={target}"
+    assert serve in done.err
     assert sorted(path.name for path in target.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     for existing in (target, tmp_path, "."):
-        again = lift(capsys, "export", only_id(home), "--to", existing)
+        again = lift(capsys, "export", only_id(home), "--to", "peft", "--out", existing)
         assert again.code == 2 and "exists already" in again.err
-    assert lift(capsys, "export", only_id(home), "--to", tmp_path / "merged", "--merged").code == 0
+    assert lift(capsys, "export", only_id(home), "--to", "merged", "--out", tmp_path / "merged").code == 0
     assert lift(capsys, "ask", book, "Who?", "--base", "--model", tmp_path / "merged", *SMALL).code == 0
-    assert lift(capsys, "export", only_id(home), "--to", book / "below").code == 31
+    assert lift(capsys, "export", only_id(home), "--to", "gguf", "--out", tmp_path / "a.gguf").code == 0
+    assert (tmp_path / "a.gguf").read_bytes()[:4] == b"GGUF"
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert lift(capsys, "export", only_id(home), "--to", "peft", "--out", book / "below").code == 31
+    unknown = lift(capsys, "export", only_id(home), "--to", target, "--out", tmp_path / "b")
+    assert unknown.code == 2 and "--to peft, --to merged or --to gguf" in unknown.err
 
 
 def test_config_prints_what_it_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

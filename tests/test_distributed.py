@@ -17,6 +17,7 @@ from conftest import save_model
 from liftlm import Document, LiftConfig, load_config, load_model
 from liftlm.adapters import attach_adapter
 from liftlm.distilling import task_examples
+from liftlm.errors import ConfigError
 from liftlm.examples import make_examples, plan_training, split_step
 from liftlm.library import Library
 from liftlm.segments import split_into_segments
@@ -37,20 +38,22 @@ SETTINGS = [
 # One of the processes, as `python -m liftlm` would be; it can also be told to behave as below. accelerate never shards
 # on CPUs, so a process that is to do it must say it had GPUs; all that follows is as on GPUs, with gloo between.
 WORKER = """
-import os, signal
+import os, signal, sys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 import liftlm.training
 from liftlm.cli import main
 
 sharded, stop_at = os.environ["TEST_SHARDED"] == "yes", int(os.environ["TEST_STOP_AT"])
+tensor = any("model.parallel=tensor" in argument for argument in sys.argv)
 PartialState(cpu=True)
 if sharded:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 take_step = liftlm.training._Run.step
 
 def step(run, *chosen):
-    assert all(type(p).__name__ == ("DTensor" if sharded else "Parameter") for p in run.parameters.values())
+    kinds = {type(p).__name__ for p in run.parameters.values()}
+    assert kinds == ({"DTensor", "Parameter"} if tensor else {"DTensor"} if sharded else {"Parameter"})
     metrics = take_step(run, *chosen)
     if metrics.step == stop_at and PartialState().process_index == 1:
         os.kill(os.getpid(), signal.SIGTERM)  # only one of the processes hears of it
@@ -164,3 +167,30 @@ def test_processes_stop_together_and_continue_together(launcher: list[str], kind
     one = alone(folder, config(*more))
     moved = apart(one, alone(folder, config(*more), trained=False))
     assert moved > 0.1 and apart(one, whole) < 1e-4 * moved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_model_divided_over_processes_makes_the_adapter_of_one(family: str, folder: Path, tmp_path: Path) -> None:
+    """transformers' tensor parallel plan: the same losses, the same adapter, stopped and continued."""
+    model = save_model(tmp_path / family, family) if family != "llama" else folder
+    tensor = ("model.parallel=tensor", "training.checkpoint_seconds=1000", f"model.name={model}")
+    stopped = launch(model, "divided", DDP, *tensor, stop_at=3)
+    assert stopped.returncode != 0 and "Stopped after step 3 of 12" in stopped.stderr, stopped.stderr
+    result = launch(model, "divided", DDP, *tensor)
+    assert result.returncode == 0, result.stderr
+    one, two = alone(model, config()), stored(model, "divided")
+    moved = apart(one, alone(model, config(), trained=False))
+    assert moved > 0.1 and apart(one, two) < 1e-4 * moved
+    rows = [
+        [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+        for name in ("alone-0", "divided")
+        for path in (model.parent / name).glob("library/*/metrics.jsonl")
+    ]
+    assert len(rows) == 2 and len(rows[0]) == 12
+    assert rows[0] == pytest.approx(rows[1], rel=1e-4)
+
+
+def test_a_divided_model_needs_processes(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="this is one"):
+        load_model(str(folder), config("model.parallel=tensor").model)

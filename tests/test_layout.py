@@ -166,6 +166,12 @@ def test_the_scan_lets_pass() -> None:
     assert forbidden_uses(harmless) == []
 
 
+def test_one_file_imports_ray() -> None:
+    importing = re.compile(r"^\s*(?:import|from) ray\b", re.MULTILINE)
+    found = [path.name for path in SOURCES if importing.search(path.read_text(encoding="utf-8"))]
+    assert found == ["cluster.py"]
+
+
 # --- importing --------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from liftlm.errors import (
     LibraryBusyError,
     UnknownModelError,
 )
-from liftlm.library import export
+from liftlm.exporting import Form, export
 from liftlm.shelf import library_home
 from liftlm.tasks import Task
 from test_cli import SMALL, TEXT, lift, start
@@ -333,7 +333,7 @@ def test_damage_through_the_command_line(
     for command in (
         arguments,
         ["ask", folder.name, *arguments[2:]],
-        ["export", folder.name, "--to", book.parent / "x"],
+        ["export", folder.name, "--to", "peft", "--out", book.parent / "x"],
     ):
         result = lift(capsys, *command)
         assert (result.code, result.out) == (41, "") and "adapter_model.safetensors was changed" in result.err
@@ -477,7 +477,7 @@ def test_merged_weights_load_with_plain_transformers(family: str, kind: str, tmp
     with use_adapter(model, adapter.id):
         ours = logits(model.network, model)
     bare = logits(model.network, model)
-    export(library.find(adapter.id), tmp_path / "merged", merged=True)
+    export(library.find(adapter.id), tmp_path / "merged", "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     torch.testing.assert_close(logits(merged, model), ours, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(bare, ours, atol=1e-2)
@@ -506,9 +506,9 @@ def test_nothing_is_exported_over_something(library: Library, entry_id: str, tmp
     (tmp_path / "there").mkdir()
     (tmp_path / "file").write_text("mine")
     for target in (tmp_path / "there", tmp_path / "file", Path(), Path("/")):
-        for merged in (False, True):
+        for form in get_args(Form):
             with pytest.raises(ConfigError, match="exists already"):
-                export(library.find(entry_id), target, merged=merged)
+                export(library.find(entry_id), target, form)
     assert (tmp_path / "file").read_text() == "mine" and not list((tmp_path / "there").iterdir())
 
 

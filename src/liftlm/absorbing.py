@@ -15,7 +15,7 @@ from liftlm.config import LiftConfig
 from liftlm.devices import join_processes
 from liftlm.distilling import task_examples
 from liftlm.documents import Document
-from liftlm.errors import EmptyDocumentError
+from liftlm.errors import ConfigError, EmptyDocumentError
 from liftlm.examples import Example, make_examples, make_task_examples
 from liftlm.examples_on_disk import keep_on_disk
 from liftlm.models import Model
@@ -112,6 +112,10 @@ def _make_lessons(
     """A feed where a language model writes, so that training need not wait. A teacher needs all tasks at once."""
     if config.tasks.mix == 0:
         return _Lessons([])
+    if model.tensor_parallel and config.tasks.writer == "self":
+        raise ConfigError(
+            "A model that is divided over processes cannot write tasks.", "Use --set tasks.writer=extractive."
+        )
     together = join_processes(model.device)
     if arriving.slow and together.num_processes == 1 and not config.tasks.teacher_weight:
         arriving.begin()

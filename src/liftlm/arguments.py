@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liftlm.display import note
-from liftlm.errors import DocumentNotFoundError
+from liftlm.errors import ConfigError, DocumentNotFoundError
 
 if TYPE_CHECKING:
     from liftlm.config import LiftConfig
@@ -34,6 +34,12 @@ ContextOption = Annotated[
 BaseOption = Annotated[bool, typer.Option("--base", help="Ask the bare model, without absorbing (for comparison).")]
 StartOption = Annotated[
     str | None, typer.Option("--start", help="A starting adapter that `lift pre-sft` made, to absorb from.")
+]
+RayOption = Annotated[
+    str | None, typer.Option("--ray", help="Share the work out over a Ray cluster: local, auto, HOST:PORT or ray://….")
+]
+LibraryOption = Annotated[
+    str | None, typer.Option("--library", help="Where adapters go, any fsspec address (s3://…); default: the library.")
 ]
 TasksOption = Annotated[
     Path | None,
@@ -60,6 +66,15 @@ def read_config(
     # as JSON, since a model called 1.0 is a text; not escaped, since YAML reads escaped surrogates differently
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
     return load_config(path, [*(settings or []), *given], below)
+
+
+def refuse_divided(config: LiftConfig) -> None:
+    """Raises ConfigError: only the first of several processes answers, and a divided model needs them all."""
+    if config.model.parallel == "tensor":
+        raise ConfigError(
+            "A model that is divided over processes absorbs, and does not answer.",
+            "`lift absorb` with model.parallel=tensor; then export the adapter, or ask without that setting.",
+        )
 
 
 def read_document(name: str, title: str | None) -> tuple[Document, Entry | None]:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.nn import Parameter
 
+from liftlm.sharded import placed_like, whole
 from liftlm.storage import new_folder, seal_problems, write_errors, write_file
 
 
@@ -99,12 +99,12 @@ def read_checkpoint(
     moments = load_file(checkpoint / "moments.safetensors")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(_placed_like(parameter, weights[name]))
+            parameter.copy_(placed_like(parameter, weights[name]))
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 stored = moments.get(f"{key}/{name}")  # none before the first step that did not overflow (float16)
                 if stored is not None:
                     # fused optimisers keep the step count beside the parameter, others on the CPU; both accept that
-                    placed = stored.to(parameter.device) if key == "step" else _placed_like(parameter, stored)
+                    placed = stored.to(parameter.device) if key == "step" else placed_like(parameter, stored)
                     optimizer.state[parameter][key] = placed
     state = _state(checkpoint)
     if scaler.is_enabled():
@@ -124,22 +124,6 @@ def keep_rows(path: Path, count: int) -> None:
     rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     if len(rows) > count:
         write_file(path, "".join(rows[:count]))
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor as a single process would hold it. Under FSDP all processes must ask for it together."""
-    gather = getattr(tensor, "full_tensor", None)
-    return gather() if gather is not None else tensor
-
-
-def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` on the device of `parameter`, or sharded as it is."""
-    mesh, placements = getattr(parameter, "device_mesh", None), getattr(parameter, "placements", None)
-    if mesh is None:
-        return value.to(parameter.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value.to(parameter.device), mesh, placements)
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from liftlm.arguments import (
     ConfigOption,
     ContextOption,
     DocumentArgument,
+    LibraryOption,
     ModelOption,
+    RayOption,
     SetOption,
     StartOption,
     TasksOption,
@@ -28,7 +30,9 @@ from liftlm.arguments import (
     load_chosen_model,
     read_config,
     read_document,
+    refuse_divided,
 )
+from liftlm.cluster_commands import absorb_many, is_folder
 from liftlm.display import TrainingDisplay, console, minutes, note
 from liftlm.errors import ConfigError, LiftError
 from liftlm.evaluation_commands import evaluate, score
@@ -75,11 +79,20 @@ def absorb(
     title: TitleOption = None,
     model: ModelOption = None,
     window: WindowOption = None,
+    ray: RayOption = None,
+    library: LibraryOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Absorb DOCUMENT into an adapter and keep it in the library."""
+    """Absorb DOCUMENT, or every document in a folder, into adapters and keep them in the library."""
     resolved = read_config(config, settings, model=model, window=window, start=start)
+    if is_folder(document):
+        if tasks is not None or title is not None:
+            raise ConfigError("--tasks and --title are of one document, and this is a folder.", "Leave them out.")
+        absorb_many(document, resolved, ray, library)
+        return
+    if ray is not None or library is not None:
+        raise ConfigError("--ray and --library go with a folder of documents.", "Give a folder, or leave them out.")
     text, entry = read_document(document, title)
     given = _given_tasks(tasks, text)
     adapter, new = _absorb(text, load_chosen_model(resolved, entry), resolved, given)
@@ -121,6 +134,7 @@ def ask(
     if diagnose and base:
         raise ConfigError("--base absorbs nothing that --diagnose could look at.", "Leave one of the two out.")
     resolved = read_config(config, settings, model=model, window=window, context=context, start=start)
+    refuse_divided(resolved)
     text, entry = read_document(document, title)
     if questions is not None:
         _ask_file(questions, out, document, text, entry, resolved, base, tasks, diagnose)
@@ -187,6 +201,7 @@ def chat(
     if document == "-":
         raise ConfigError("A chat reads its questions from standard input.", "Give the document as a file.")
     resolved = read_config(config, settings, model=model, window=window, context=context)
+    refuse_divided(resolved)
     text, entry = read_document(document, title)
     given = _given_tasks(tasks, text)
     loaded = load_chosen_model(resolved, entry)

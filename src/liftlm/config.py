@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from liftlm.adapter_config import AdapterConfig as AdapterConfig
+from liftlm.cluster_config import ClusterConfig
 from liftlm.errors import ConfigError
 from liftlm.invalid_settings import explain_invalid
 from liftlm.server_config import ServerConfig
@@ -40,6 +41,10 @@ class ModelConfig(_Branch):
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: _Whole | None = Field(default=None, ge=1)  # None = torch's own choice
+    # what processes that a launcher started together share: the examples of a step, or every layer (transformers' tp_plan)
+    parallel: Literal["data", "tensor"] = "data"
+    # how the base weights of linear layers are held: 8 bits by torchao (any device); 8 or 4 bits by bitsandbytes (CUDA)
+    quantization: Literal["none", "int8", "bnb-int8", "nf4"] = "none"
 
 
 class SegmentsConfig(_Branch):
@@ -204,11 +209,12 @@ class LiftConfig(_Branch):
     training: TrainingConfig = TrainingConfig()
     answering: AnsweringConfig = AnsweringConfig()
     server: ServerConfig = ServerConfig()
+    cluster: ClusterConfig = ClusterConfig()
     pre_sft: PreSftConfig = PreSftConfig()
     seed: _Whole = Field(default=0, ge=0, lt=2**32)  # torch's 64 bits hold it and the number of a step
 
     @field_validator(
-        "model", "segments", "tasks", "adapter", "training", "answering", "pre_sft", "server", mode="before"
+        "model", "segments", "tasks", "adapter", "training", "answering", "pre_sft", "server", "cluster", mode="before"
     )
     @classmethod
     def _empty_group(cls, value: Any) -> Any:

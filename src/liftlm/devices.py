@@ -84,6 +84,23 @@ def join_processes(device: torch.device) -> Accelerator:
     return Accelerator(cpu=cpu, device_placement=False, mixed_precision="no")
 
 
+def tensor_parallel_loading(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` is told for transformers' own tensor parallel plan; nothing without it. Raises ConfigError."""
+    if config.parallel != "tensor":
+        return {}
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _sharding():
+        raise ConfigError(
+            "model.parallel=tensor divides layers over several processes, and this is one, or FSDP's.",
+            "Start with `accelerate launch --multi_gpu --num_processes N -m liftlm absorb …`.",
+        )
+    if config.quantization != "none":
+        raise ConfigError("Quantised weights are not divided over processes.", "Use one of the two.")
+    from transformers.distributed import DistributedConfig
+
+    join_processes(device)
+    return {"distributed_config": DistributedConfig(tp_plan="auto")}
+
+
 def largest(accelerator: Accelerator, number: int | None, device: torch.device) -> int | None:
     """The largest number of any process, None for zero. What one does all must do, or they wait for each other."""
     if accelerator.num_processes > 1:

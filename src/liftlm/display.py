@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.live import Live
     from rich.progress import Progress
 
     from liftlm.training import StepMetrics
+    from liftlm.worklist import Event, Tally
 
 _LINE_SECONDS = 10.0
 _NAME_CHARACTERS = 40
+_MOST_WORKERS = 16
 
 
 class _StandardError:
@@ -98,3 +101,62 @@ class TrainingDisplay:
             self._progress.add_task(self._what, total=metrics.steps, facts="")
             self._progress.start()
         self._progress.update(self._progress.task_ids[0], completed=metrics.step, total=metrics.steps, facts=facts)
+
+
+class CrewDisplay:
+    """Shows what many workers do at once: one line each on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._counts = "starting"
+        self._shown_at = time.monotonic()
+        self._live: Live | None = None
+        if console.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(console=console.rich, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> CrewDisplay:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def tell(self, row: dict[str, Any]) -> None:
+        """How far a worker is: worker, name, and step, steps, loss, left where it trains."""
+        self._rows[row["worker"]] = row
+        self._show()
+
+    def event(self, event: Event, tally: Tally) -> None:
+        """A worker got free, or died."""
+        self._rows.pop(event.worker, None)
+        if event.kind == "died":
+            note(f"Worker {event.worker} died ({event.reason}); its document is given to another.")
+        lost = f" · {tally.deaths} workers lost" if tally.deaths else ""
+        self._counts = f"{tally.done} done · {tally.failed} failed{lost}"
+        self._show()
+
+    def _show(self) -> None:
+        if self._live is not None:
+            from rich.text import Text
+
+            lines = [self._counts, *(_worker_line(row) for _, row in sorted(self._rows.items())[:_MOST_WORKERS])]
+            self._live.update(Text("\n".join(lines), style="dim", overflow="ellipsis", no_wrap=True), refresh=True)
+        elif time.monotonic() - self._shown_at >= _LINE_SECONDS:
+            self._shown_at = time.monotonic()
+            busy = "; ".join(_worker_line(row) for _, row in sorted(self._rows.items())[:4])
+            note(f"{self._counts} · {len(self._rows)} working{': ' + busy if busy else ''}")
+
+
+def _worker_line(row: dict[str, Any]) -> str:
+    name = str(row["name"])[-_NAME_CHARACTERS:]
+    if "step" not in row:
+        return f"{row['worker']}: {name}"
+    return (
+        f"{row['worker']}: {name} · {row['step']}/{row['steps']} · loss {row['loss']:.3f} · {minutes(row['left'])} left"
+    )

@@ -262,6 +262,21 @@ class AddressError(LiftError):
     exit_code, http_status = 57, 500
 
 
+# --- clusters ---------------------------------------------------------------------------------------------------------
+
+
+class ClusterError(LiftError):
+    """No Ray cluster at that address, not enough of it free, or all its workers lost."""
+
+    exit_code, http_status = 60, 503
+
+
+class DocumentsFailedError(LiftError):
+    """Of many documents some could not be absorbed; the others are."""
+
+    exit_code, http_status = 61, 500
+
+
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,13 +6,23 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from liftlm.arguments import ConfigOption, ModelOption, SetOption, WindowOption, read_config
+from liftlm.arguments import (
+    ConfigOption,
+    LibraryOption,
+    ModelOption,
+    RayOption,
+    SetOption,
+    WindowOption,
+    read_config,
+)
+from liftlm.cluster_commands import evaluate_shared
 from liftlm.display import TrainingDisplay, console, note
 from liftlm.errors import ConfigError
 
@@ -45,6 +55,8 @@ def evaluate(
     judge_url: JudgeUrlOption = None,
     judge_model: JudgeModelOption = None,
     bert_score: BertScoreOption = False,
+    ray: RayOption = None,
+    library: LibraryOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
@@ -61,7 +73,10 @@ def evaluate(
     chosen = make_benchmark(benchmark, **{name: value for name, value in options.items() if value})
     if max_new_tokens is not None:
         chosen.max_new_tokens = max_new_tokens  # type: ignore[misc]
-    _predict(chosen, resolved, out, data, list(dict.fromkeys(_listed(methods))), limit)
+    if library is not None and ray is None:
+        raise ConfigError("--library goes with --ray.", "Leave it out, or set LIFT_HOME.")
+    run = _Run(chosen, resolved, out, tuple(dict.fromkeys(_listed(methods))), limit)
+    _predict(run, data, ray, library)
     _score(chosen, out, judge_url, judge_model, bert_score)
 
 
@@ -84,17 +99,27 @@ def score(
     _score(make_benchmark(name), folder, judge_url, judge_model, bert_score)
 
 
-def _predict(
-    benchmark: Benchmark, config: LiftConfig, out: Path, data: Path | None, methods: list[str], limit: int | None
-) -> None:
+@dataclass(frozen=True)
+class _Run:
+    """What is evaluated."""
+
+    benchmark: Benchmark
+    config: LiftConfig
+    out: Path
+    methods: tuple[str, ...]
+    limit: int | None
+
+
+def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None) -> None:
     from liftlm.evaluation.predicting import Predictor, check_methods
     from liftlm.evaluation.report import LiveScores
     from liftlm.models import load_model
 
-    check_methods(methods)
-    items = benchmark.load(data, limit=limit, seed=config.seed)
+    benchmark, config, out = run.benchmark, run.config, run.out
+    check_methods(run.methods)
+    items = benchmark.load(data, limit=run.limit, seed=config.seed)
     questions = sum(len(item.questions) for item in items)
-    note(f"{benchmark.name}: {len(items)} documents, {questions} questions, {len(methods)} methods.")
+    note(f"{benchmark.name}: {len(items)} documents, {questions} questions, {len(run.methods)} methods.")
     from liftlm.storage import write_errors, write_file
 
     with write_errors(out):
@@ -102,34 +127,38 @@ def _predict(
     loaded = load_model(config.model.name, config.model, notify=note)
     part, parts = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if part == 0:
-        write_file(out / _RUN, json.dumps(_describe(benchmark, loaded, config, methods, limit), indent=1))
-    live = LiveScores(benchmark, questions)
+        write_file(out / _RUN, json.dumps(_describe(run, loaded), indent=1))
+    live, seen = LiveScores(benchmark, questions), 0
+
+    def on_row(row: dict[str, Any]) -> None:
+        nonlocal seen
+        seen += 1
+        live.add(row)
+        if seen % max(10, questions) == 0:
+            console.print(live.table())
+
+    if ray is not None:
+        from liftlm.evaluation.sharing import EvaluationOrder
+
+        order = EvaluationOrder(config, "", benchmark=benchmark, items=tuple(items), methods=run.methods)
+        evaluate_shared(ray, library, order, out, on_row)
+        return
     with TrainingDisplay("Absorbing") as display:
-        seen = 0
-
-        def on_row(row: dict[str, Any]) -> None:
-            nonlocal seen
-            seen += 1
-            live.add(row)
-            if seen % max(10, questions) == 0:
-                console.print(live.table())
-
         predictor = Predictor(loaded, config, benchmark, out, on_row=on_row, on_step=display, part=(part, parts))
-        predictor.predict(items, methods)
+        predictor.predict(items, run.methods)
 
 
-def _describe(
-    benchmark: Benchmark, model: Model, config: LiftConfig, methods: list[str], limit: int | None
-) -> dict[str, Any]:
+def _describe(run: _Run, model: Model) -> dict[str, Any]:
     from liftlm.devices import describe_machine
 
+    benchmark, config = run.benchmark, run.config
     machine = describe_machine(model.device, model.dtype)
     return {
         "benchmark": benchmark.name,
-        "methods": methods,
+        "methods": list(run.methods),
         "config": model.resolve(config).model_dump(mode="json"),
         "seed": config.seed,
-        "limit": limit,
+        "limit": run.limit,
         "max_new_tokens": benchmark.max_new_tokens,
         "machine": machine,
         "versions": machine.get("versions", {}),

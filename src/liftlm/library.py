@@ -14,14 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from liftlm.absorbing import Adapter, absorb, adapter_id
 from liftlm.adapters import load_adapter, use_adapter
-from liftlm.config import LiftConfig, ModelConfig, parse_config
+from liftlm.config import LiftConfig, parse_config
 from liftlm.devices import describe_machine
 from liftlm.documents import Document
-from liftlm.errors import ConfigError, UnknownModelError
-from liftlm.models import Model, load_model, quiet_transformers
-from liftlm.shelf import FORMAT, Entry, Shelf, check_files, read_card
+from liftlm.errors import UnknownModelError
+from liftlm.models import Model
+from liftlm.shelf import FORMAT, Shelf, check_files, read_card
 from liftlm.storage import new_folder, write_errors
 from liftlm.tasks import Task
 from liftlm.training import OnStep, TrainingReport
@@ -85,25 +87,25 @@ class Library(Shelf):
                 if _main_says((self.path / entry_id).is_dir()):  # finished by another program a moment ago
                     return self.open(entry_id, model), False
                 adapter = absorb(document, model, config, tasks=tasks, folder=work, on_step=on_step)
-                if main:
-                    self._store(adapter, model, work)
+                with use_adapter(model, None):
+                    tensors = model.adapters[adapter.id].tensors()  # which all processes put together
+                    if main:
+                        self._store(adapter, model, work, tensors)
                 PartialState().wait_for_everyone()
                 return adapter, True
             finally:
                 with contextlib.suppress(OSError):
                     work.rmdir()  # where it failed before there was anything to keep
 
-    def _store(self, adapter: Adapter, model: Model, work: Path) -> None:
-        with use_adapter(model, None):
-            attached = model.adapters[adapter.id]
-            with new_folder(self.path / adapter.id) as draft:
-                (draft / "adapter").mkdir()
-                attached.write(draft / "adapter", attached.tensors())
-                (draft / "document.txt").write_bytes(adapter.document.text.encode("utf-8"))
-                (draft / "entry.json").write_text(json.dumps(_card(adapter, model), indent=1), encoding="utf-8")
-                for kept in ("metrics.jsonl", TASKS_FILE):
-                    if (work / kept).exists():
-                        shutil.copy(work / kept, draft / kept)
+    def _store(self, adapter: Adapter, model: Model, work: Path, tensors: dict[str, Tensor]) -> None:
+        with new_folder(self.path / adapter.id) as draft:
+            (draft / "adapter").mkdir()
+            model.adapters[adapter.id].write(draft / "adapter", tensors)
+            (draft / "document.txt").write_bytes(adapter.document.text.encode("utf-8"))
+            (draft / "entry.json").write_text(json.dumps(_card(adapter, model), indent=1), encoding="utf-8")
+            for kept in ("metrics.jsonl", TASKS_FILE):
+                if (work / kept).exists():
+                    shutil.copy(work / kept, draft / kept)
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -114,34 +116,6 @@ def _main_says(flag: bool) -> bool:
     said = [flag]
     broadcast_object_list(said)  # nothing to do for a process alone
     return said[0]
-
-
-def export(entry: Entry, target: Path, *, merged: bool = False) -> None:
-    """Writes an entry's adapter alone (a PEFT folder; full weights: one safetensors file) or, merged, a model folder.
-
-    merged loads the base model anew, since merging changes it for good, in float32 so that merging does not round; it
-    writes what transformers and vLLM load as any model. Raises ConfigError where `target` exists, DamagedEntryError,
-    NoWritePermissionError, DiskFullError and what `load_model` raises.
-    """
-    if target.exists():
-        raise ConfigError(f"{target} exists already.", "Give a folder that does not exist yet; nothing is overwritten.")
-    check_files(entry.folder)
-    if not merged:
-        with new_folder(target, sealed=False) as draft:
-            shutil.copytree(entry.folder / "adapter", draft, dirs_exist_ok=True)
-        return
-    model = load_model(entry.card["model"]["name"], ModelConfig(device="cpu", dtype="float32"))
-    Library(entry.folder.parent.parent).open(entry.id, model)
-    if not model.adapters[entry.id].mergeable:
-        kind = entry.card["config"]["adapter"]["kind"]
-        raise ConfigError(
-            f"Entry {entry.id} is a {kind} adapter, which is no change of weights and cannot be merged into them.",
-            "Export it without --merged; liftlm reads it from there.",
-        )
-    with use_adapter(model, entry.id), quiet_transformers(), new_folder(target, sealed=False) as draft:
-        network = model.network if model.peft is None else model.peft.merge_and_unload(adapter_names=[entry.id])
-        network.save_pretrained(draft)
-        model.tokenizer.save_pretrained(draft)
 
 
 def _card(adapter: Adapter, model: Model) -> dict[str, Any]:

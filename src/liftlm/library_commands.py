@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from liftlm.display import note
-from liftlm.errors import DamagedEntryError
+from liftlm.errors import ConfigError, DamagedEntryError
 
 library_app = typer.Typer(
     help="List, inspect, check and remove absorbed documents.", no_args_is_help=True, rich_markup_mode=None
@@ -78,14 +78,32 @@ def verify(entry: Annotated[str | None, typer.Argument(metavar="[ID]", help="Def
 
 def export(
     entry: EntryArgument,
-    to: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.")],
-    merged: Annotated[bool, typer.Option("--merged", help="The whole model with the adapter merged in.")] = False,
+    to: Annotated[
+        str, typer.Option("--to", help="peft (the adapter alone), merged (a whole model) or gguf (llama.cpp).")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Where to; a name that is free.")],
 ) -> None:
-    """Write an adapter as a PEFT folder, or the whole model with it merged in."""
+    """Write an adapter as other programs load it, and say how vLLM or llama.cpp serves it."""
     from liftlm.shelf import Shelf
 
+    if to not in ("peft", "merged", "gguf"):
+        raise ConfigError(
+            f"There is no form '{to}'.", "Use --to peft, --to merged or --to gguf, and --out for the place."
+        )
     found = Shelf().find(entry)
-    from liftlm.library import export as export_entry
+    from liftlm.exporting import check_serving
+    from liftlm.exporting import export as export_entry
 
-    export_entry(found, to, merged=merged)
-    note(f"Written to {to}.")
+    export_entry(found, out, to)  # type: ignore[arg-type]  # one of the three
+    note(f"Written to {out}.")
+    model = str(found.card["model"]["name"])
+    if to == "gguf":
+        note(f"With the same model as GGUF: llama-server -m MODEL.gguf --lora {out}")
+    elif to == "merged":
+        note(f"As any model: vllm serve {out}, or llama.cpp's convert_hf_to_gguf.py {out}")
+    else:
+        serving = check_serving(found)
+        for sentence in (*serving.problems, *serving.doubts):
+            note(sentence)
+        if not serving.problems:
+            note(f"vLLM (not run by us): {serving.command(model, found.id, out.resolve())}")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from liftlm.config import LiftConfig, ModelConfig
-from liftlm.devices import available_memory, pick_device, pick_dtype, set_threads
+from liftlm.devices import available_memory, pick_device, pick_dtype, set_threads, tensor_parallel_loading
 from liftlm.embedded import ALIAS, embedded_model_folder, hub_reachable
 from liftlm.errors import (
     ConfigError,
@@ -33,6 +33,7 @@ from liftlm.errors import (
 from liftlm.losses import next_token_loss, soft_target_loss
 from liftlm.probes import head_is_plain, keeps_apart, softcap
 from liftlm.prompts import Tokenizer, encode_text, leading_tokens
+from liftlm.quantization import quantized_loading
 from liftlm.storage import write_errors
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Model:
     sites: Any = None  # where the network computes attention, once an adapter asked; kept by liftlm.adapters
     peft: Any = None  # PEFT's view of the network once it has held a LoRA; kept by liftlm.adapters
     decoder: Any = None  # weights laid out for single tokens, False where that cannot be; kept by liftlm.decoding
+    tensor_parallel: bool = False  # whether every layer is divided over the processes of a launcher
     _plain_head: bool | None = None
     _packs: bool | None = None
 
@@ -165,12 +167,20 @@ def load_model(name: str | None = None, config: ModelConfig | None = None, notif
     set_threads(config)
     folder = _find_folder(name, notify)
     _check_memory(name, folder, device, dtype)
-    network, tokenizer = _load(name, folder, dtype)
-    network.to(device)  # type: ignore[arg-type]
+    divided = tensor_parallel_loading(config, device)
+    network, tokenizer = _load(name, folder, dtype, **quantized_loading(config, device), **divided)
+    if config.quantization == "none" and not divided:
+        network.to(device)  # type: ignore[arg-type]
     network.eval()
     network.requires_grad_(False)
     window = _window(network, config.window, name)
-    return Model(name, folder, network, tokenizer, window, device, dtype, fingerprint_weights(folder))
+    identity = fingerprint_weights(folder)
+    if config.quantization != "none":  # what is learnt on rounded weights is of those
+        identity = hashlib.sha256(f"{identity} {config.quantization}".encode()).hexdigest()[:32]
+    model = Model(name, folder, network, tokenizer, window, device, dtype, identity, tensor_parallel=bool(divided))
+    if divided:
+        model._plain_head = False  # each process has a part of the head: the network puts the logits together
+    return model
 
 
 def fingerprint_weights(folder: Path) -> str:
@@ -285,7 +295,7 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenizer]:
+def _load(name: str, folder: Path, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, Tokenizer]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -295,7 +305,7 @@ def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel,
             # code that comes with a model is never run, and the user never asked whether it may
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             network, loading = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
             )
     except SafetensorError as error:
         raise ModelWeightsMissingError(

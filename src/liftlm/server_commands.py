@@ -7,12 +7,22 @@ import ipaddress
 import logging
 import os
 import socket
+import threading
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from liftlm.arguments import ConfigOption, ModelOption, SetOption, WindowOption, read_config
+from liftlm.arguments import (
+    ConfigOption,
+    LibraryOption,
+    ModelOption,
+    RayOption,
+    SetOption,
+    WindowOption,
+    read_config,
+)
+from liftlm.cluster_commands import check_ray
 from liftlm.display import note
 from liftlm.errors import AddressError, ConfigError, EntryNotFoundError
 
@@ -32,6 +42,8 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8321,
     name: Annotated[list[str] | None, typer.Option("--name", help="A host name clients use; repeatable.")] = None,
     log_content: Annotated[bool, typer.Option("--log-content", help="Also log questions and answers.")] = False,
+    ray: RayOption = None,
+    library: LibraryOption = None,
     model: ModelOption = None,
     window: WindowOption = None,
     config: ConfigOption = None,
@@ -39,7 +51,20 @@ def serve(
 ) -> None:
     """Absorb documents and answer about them over HTTP (OpenAI's protocol), with a page for the browser."""
     _check_installed()
-    _run(read_config(config, settings, model=model, window=window), host, port, name or [], log_content)
+    resolved = read_config(config, settings, model=model, window=window)
+    if ray is None:
+        if library is not None:
+            raise ConfigError("--library goes with --ray.", "Leave it out, or set LIFT_HOME.")
+        _run(resolved, host, port, name or [], log_content)
+        return
+    if name or log_content or not _is_loopback(host) or port == 0:
+        raise ConfigError(
+            "Over Ray the server listens on this machine and one port, and takes neither --name nor --log-content.",
+            "Put a proxy that asks for keys in front of it.",
+        )
+    from liftlm.shelf import library_home
+
+    _run_replicas(resolved, ray, library or str(library_home()), host, port)
 
 
 def _check_installed() -> None:
@@ -85,6 +110,33 @@ def _run(config: LiftConfig, host: str, port: int, names: list[str], log_content
     server.run(sockets=[listening])
     if failures:
         raise failures[0]
+
+
+def _run_replicas(config: LiftConfig, address: str, home: str, host: str, port: int) -> None:
+    """Until Ctrl-C or SIGTERM."""
+    check_ray()
+    _listen(host, port).close()  # a taken port is known before models are loaded
+    from starlette.responses import StreamingResponse
+
+    from liftlm.cluster import Served, serving
+    from liftlm.many_documents import Order
+    from liftlm.server.replica import Call, Front, Replica
+
+    def make_call(request: Any, body: bytes) -> Call:
+        return Call(request.method, request.url.path, tuple(request.headers.items()), body)
+
+    def make_reply(head: Any, pieces: Any) -> Any:
+        return StreamingResponse(pieces, status_code=head.status, headers=dict(head.headers))
+
+    order = Order(config, home, threads=config.cluster.cpus_per_worker)
+    served = Served(Replica, Front, make_call, make_reply, order)
+    note("Loading the model on every replica.")
+    with serving(address, config.cluster, served, host, port):
+        note(f"Listening on http://{host}:{port} (/v1/chat/completions, /v1/completions, /v1/models). Ctrl-C stops.")
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            note("Stopping.")
 
 
 def _is_loopback(host: str) -> bool:

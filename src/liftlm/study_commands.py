@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from liftlm.arguments import ConfigOption, ModelOption, SetOption, WindowOption, read_config
+from liftlm.arguments import ConfigOption, ModelOption, RayOption, SetOption, WindowOption, read_config
+from liftlm.cluster_commands import study_shared
 from liftlm.display import note
 from liftlm.errors import ConfigError
 
@@ -39,6 +41,7 @@ def study(
     graded: Annotated[Path | None, typer.Option("--graded", help="tasks: the sheet that a person graded.")] = None,
     model: ModelOption = None,
     window: WindowOption = None,
+    ray: RayOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
 ) -> None:
@@ -68,7 +71,10 @@ def study(
     for flag, given, taken in own:
         if given is not None and name != taken:
             raise ConfigError(f"{flag} goes with the study {taken}, not with {name}.", "Leave it out.")
-    conclusion = run_study(chosen, out, resolved, options, shlex.join(["lift", *sys.argv[1:]]))
+    if ray is not None and keep:
+        raise ConfigError("--keep keeps adapters of this machine, and --ray makes them elsewhere.", "Leave one out.")
+    share = None if ray is None else partial(study_shared, ray)
+    conclusion = run_study(chosen, out, resolved, options, shlex.join(["lift", *sys.argv[1:]]), share=share)
     note(f"{conclusion.verdict.outcome}: {conclusion.verdict.sentence}")
     print(out / "report.md")
 

@@ -14,8 +14,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,65 +30,23 @@ from liftlm.checkpoints import (
     keep_rows,
     latest_checkpoint,
     read_checkpoint,
-    whole,
     write_checkpoint,
 )
 from liftlm.config import LiftConfig, TrainingConfig
-from liftlm.devices import StopRequest, current_memory, join_processes, keep_freed_memory, largest, peak_memory
+from liftlm.devices import StopRequest, current_memory, join_processes, keep_freed_memory, largest
 from liftlm.errors import ConfigError, InterruptedWorkError, NotEnoughMemoryError, TrainingDivergedError
 from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.memory import MEMORY_ADVICE, check_memory
 from liftlm.models import Model
 from liftlm.rows import SoftTargets, row_tensors, soft_rows
 from liftlm.schedule import Feed, Schedule, learning_rate
+from liftlm.sharded import clip_gradients, whole
 from liftlm.storage import canonical_json, write_errors
+from liftlm.training_report import OnStep as OnStep
+from liftlm.training_report import StepMetrics as StepMetrics
+from liftlm.training_report import TrainingReport as TrainingReport
+from liftlm.training_report import report_on as report_on
 
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """One optimiser step, as written to metrics.jsonl. loss: mean over the step's targets (nats a token)."""
-
-    step: int
-    steps: int
-    epoch: int
-    loss: float
-    learning_rate: float
-    grad_norm: float  # before clipping
-    tokens: int  # in this step
-    tokens_per_second: float
-    memory_bytes: int
-    seconds_left: float
-
-
-@dataclass(frozen=True)
-class TrainingReport:
-    """What a training run did. seconds and tokens include those of earlier, interrupted parts."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    epoch_losses: tuple[float, ...]  # mean next-token loss of each epoch (nats a token)
-    tokens_per_second: float
-    peak_memory_bytes: int  # of the process, on the device that trained
-    processes: int
-    resumed_from: int | None  # step
-
-
-def report_on(progress: Progress, processes: int, device: torch.device, resumed_from: int | None) -> TrainingReport:
-    """Of a run that has ended."""
-    return TrainingReport(
-        steps=progress.step,
-        tokens=progress.tokens,
-        seconds=progress.seconds,
-        epoch_losses=progress.epoch_means(),
-        tokens_per_second=progress.tokens / max(progress.seconds, 1e-9),
-        peak_memory_bytes=peak_memory(device),
-        processes=processes,
-        resumed_from=resumed_from,
-    )
-
-
-OnStep = Callable[[StepMetrics], None]
 _METRICS = "metrics.jsonl"
 
 
@@ -193,6 +150,10 @@ class _Run:
         check_memory(model, adapter.parameters(), examples, self.settings)
         self.accelerator = join_processes(model.device)
         self.device = self.accelerator.device if self._sharded else model.device
+        # under tensor parallel all processes see all examples, each with a part of every layer
+        alone = model.tensor_parallel
+        self.shares: int = 1 if alone else self.accelerator.num_processes
+        self.share: int = 0 if alone else self.accelerator.process_index
         # float16 gradients underflow without scaling; bfloat16 and float32 have the range
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.dtype == torch.float16)
         self._prepare()
@@ -218,10 +179,16 @@ class _Run:
             betas=(self.settings.beta1, self.settings.beta2),
             eps=self.settings.eps,
             weight_decay=self.settings.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
+            fused=self.device.type in ("cpu", "cuda") and not model.tensor_parallel,
+            foreach=False
+            if model.tensor_parallel
+            else None,  # whole and divided parameters cannot be updated as one list
         )
-        self.module, prepared = self.accelerator.prepare(module, optimizer)
-        self.optimizer: torch.optim.Optimizer = prepared.optimizer  # torch's own inside accelerate's
+        self.module: Any = module
+        self.optimizer: torch.optim.Optimizer = optimizer
+        if not model.tensor_parallel:
+            self.module, prepared = self.accelerator.prepare(module, optimizer)
+            self.optimizer = prepared.optimizer  # torch's own inside accelerate's
         self.optimizer.zero_grad(set_to_none=True)  # a run that failed may have left gradients
         # under FSDP the optimiser now holds shards, in the same order
         self.parameters: dict[str, Parameter] = dict(
@@ -246,14 +213,14 @@ class _Run:
         started = time.monotonic()
         done = self.progress.step
         # dropout: independent of where the run was resumed, and not the same on every process
-        torch.manual_seed(random.Random(f"{self.config.seed}/{done}/{self.accelerator.process_index}").getrandbits(63))
+        torch.manual_seed(random.Random(f"{self.config.seed}/{done}/{self.share}").getrandbits(63))
         rate = learning_rate(self.settings, done, self.schedule.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         targets = max(1, sum(self.examples[index].targets for index in chosen))
         loss = self._accumulate(chosen, targets)
         self.scaler.unscale_(self.optimizer)
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)))
+        norm = clip_gradients(self.parameters.values(), self.settings.max_grad_norm)
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             raise TrainingDivergedError(
                 f"Training diverged at step {done + 1}: loss {loss}, gradient norm {norm}.",
@@ -269,11 +236,11 @@ class _Run:
 
     def _accumulate(self, chosen: list[int], targets: int) -> float:
         """Backward over this process's micro-batches; returns the step's mean loss over all processes."""
-        processes = self.accelerator.num_processes
+        processes = self.shares
         micro_batches = split_step(
             chosen, self.examples, self.settings.micro_batch_tokens, processes, self.model.can_pack
         )
-        mine = micro_batches[self.accelerator.process_index :: processes]
+        mine = micro_batches[self.share :: processes]
         total = torch.zeros((), device=self.device)
         for index, micro_batch in enumerate(mine):
             tensors = self._tensors(micro_batch)
@@ -283,7 +250,7 @@ class _Run:
                 loss = self.module(*tensors) * (processes / targets)
                 self.scaler.scale(loss).backward()
             total += loss.detach() / processes
-        return float(self.accelerator.reduce(total, "sum"))
+        return float(total if self.model.tensor_parallel else self.accelerator.reduce(total, "sum"))
 
     def _tensors(self, micro_batch: list[int]) -> tuple[Tensor | None, ...]:
         """What `Model.loss_sum` takes. An empty micro-batch is two tokens without a label."""
@@ -336,6 +303,7 @@ class _Run:
             self.accelerator.num_processes,
             str(self.model.dtype),
         ]
+        parts += ["tensor"] if self.model.tensor_parallel else []
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         digest = hashlib.sha256(canonical_json([*parts, shapes, self.model.fingerprint, torch.__version__]).encode())
         if (start := start_fingerprint(self.config.adapter)) is not None:

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from liftlm.attention_calls import SEAM
 from liftlm.errors import ConfigError
 from liftlm.models import Model
+from liftlm.quantization import check_whole
 
 _FILE = "model.safetensors"
 
@@ -33,6 +34,7 @@ class FullAdapter:
     _whole: dict[str, Tensor] | None = None  # the adapter's weights while a mixture of them and the base's is on
 
     def __init__(self, model: Model) -> None:
+        check_whole(model.network, "All weights")
         self._model = model
         self._on = False
         # the weights that are not in place: the adapter's own while it is off, the base model's while it is on

@@ -22,6 +22,8 @@ from liftlm.adapters.starts import TAKEN_FROM_WEIGHTS, begin_with_part_of_weight
 from liftlm.config import AdapterConfig
 from liftlm.errors import ConfigError
 from liftlm.models import Model
+from liftlm.quantization import check_whole
+from liftlm.sharded import whole
 
 _OF_PEFT = ("gaussian", "orthogonal")  # names that PEFT's init_lora_weights takes and that leave the base weights alone
 _LENGTHS = ".lora_magnitude_vector."
@@ -41,6 +43,8 @@ class LoraAdapter:
             if targets == "all-linear":  # PEFT wants names where it is to take some layers only
                 targets = sorted({name.rpartition(".")[2] for name in _linear_layers(model)})
             where = _some_layers(model, config.layers)
+        if config.initialization in TAKEN_FROM_WEIGHTS:
+            check_whole(model.network, f"A LoRA that begins as a part of the weights ({config.initialization})")
         twice = 2 if config.initialization in TAKEN_FROM_WEIGHTS else 1
         # the same scale for twice the rank
         alpha = config.alpha * (math.sqrt(twice) if config.rslora else twice)
@@ -94,12 +98,40 @@ class LoraAdapter:
                 "Change adapter.target_modules ('all-linear' fits every model).",
             ) from error
         self._config = config
+        if model.tensor_parallel:
+            self._join_parts(config, seed)
         # DoRA's lengths of the weights' columns as they are without any change
         self._lengths = {name: p.detach().clone() for name, p in self.parameters().items() if _LENGTHS in name}
         self._whole: dict[str, Tensor] = {}  # the learnt lengths while others between them and those are on
         network: torch.nn.Module = self._model.network
         network.train(network.training)  # PEFT's new dropout layers would act while answering
         self.switch_off()
+
+    def _join_parts(self, config: Any, seed: int) -> None:
+        """Under tensor parallel: the starting weights that a single process would draw, divided as the layers are."""
+        if config.use_dora or config.init_lora_weights is not True:
+            raise ConfigError("DoRA and other starts than kaiming are not divided over processes.", "Leave them out.")
+        start: dict[str, Tensor] = {}
+        network: torch.nn.Module = self._model.network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for path, layer in network.named_modules():
+                if not hasattr(layer, "lora_A") or self._name not in layer.lora_A:  # type: ignore[operator]
+                    continue
+                down, up = layer.lora_A[self._name], layer.lora_B[self._name]  # type: ignore[index]
+                for part in (
+                    down,
+                    up,
+                ):  # transformers reads the widths of the whole layer there, and PEFT put those of the part
+                    part.out_features, part.in_features = part.weight.shape
+                # in the order in which PEFT draws them
+                drawn = torch.nn.Linear(down.in_features, down.out_features, bias=False).weight
+                torch.nn.Linear(up.in_features, up.out_features, bias=False)
+                torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
+                prefix = f"base_model.model.{path}"
+                start[f"{prefix}.lora_A.weight"] = drawn.detach()
+                start[f"{prefix}.lora_B.weight"] = torch.zeros(up.out_features, up.in_features)
+        set_peft_model_state_dict(self._model.peft, start, adapter_name=self._name)
 
     def parameters(self) -> dict[str, Parameter]:
         marks = (f".lora_A.{self._name}.", f".lora_B.{self._name}.", f"{_LENGTHS}{self._name}.")
@@ -110,7 +142,7 @@ class LoraAdapter:
         found: dict[str, Tensor] = get_peft_model_state_dict(
             self._model.peft, adapter_name=self._name, save_embedding_layers=False
         )
-        return found
+        return {name: whole(tensor) for name, tensor in found.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         own = {name: tensor.shape for name, tensor in self.tensors().items()}

@@ -99,7 +99,7 @@ class Predictor:
         check_methods(methods)
         if any(METHODS[method].adapter == "other" for method in methods):
             for index in range(self._part, len(items), self._parts):
-                _other_document(items, index)
+                control_of(items, index)
         done = self.done()
         for index in range(self._part, len(items), self._parts):
             self.predict_document(items, index, methods, done)
@@ -127,7 +127,7 @@ class Predictor:
         if way.adapter == "none":
             return None
         document = items[index].document
-        absorbed = document if way.adapter == "own" else _other_document(items, index)
+        absorbed = document if way.adapter == "own" else control_of(items, index)
         tasks = self._tasks(absorbed)
         adapter, _ = self._library.absorb_once(absorbed, self._model, self._config, tasks=tasks, on_step=self._on_step)
         if (document.id, way.adapter == "other") not in self._absorbed:
@@ -325,7 +325,7 @@ def check_methods(methods: Sequence[str]) -> None:
         )
 
 
-def _other_document(items: Sequence[Item], index: int) -> Document:
+def control_of(items: Sequence[Item], index: int) -> Document:
     """The next document of the benchmark with another text; the demo's chronicle where there is none.
 
     Raises ConfigError where the chronicle itself is all there is.

@@ -245,6 +245,16 @@ class Service:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return rows, self.library.document(record.id).text if record.state == "ready" else ""
 
+    def take_in(self, entry_id: str) -> None:
+        """Lists an entry that was put into the library a moment ago. Raises NotReadyError, DamagedEntryError."""
+        self._adopt(self.library.find(entry_id))
+
+    def let_go(self, entry_id: str) -> None:
+        """Frees the memory and the files of an entry that is kept elsewhere; nobody may be asking it."""
+        self.store.forget([entry_id])
+        self.engine.forget(entry_id)
+        shutil.rmtree(self.library.path / entry_id, ignore_errors=True)
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _folder(self, record: Record) -> Path:
@@ -284,11 +294,14 @@ class Service:
         if owner != LOCAL or time.monotonic() - self._looked < _LOOK_SECONDS or not self.ready:
             return
         self._looked = time.monotonic()
+        for entry in self.library.entries()[0]:
+            self._adopt(entry)
+
+    def _adopt(self, entry: Entry) -> None:
         with self._tokenizer() as reader:
             config, fingerprint = reader.resolve(self.config), reader.fingerprint
-        for entry in self.library.entries()[0]:
-            if entry.card["model"]["fingerprint"] == fingerprint and self.store.state(entry.id) is None:
-                self.store.adopt(entry.id, *_adopted(entry, config))
+        if entry.card["model"]["fingerprint"] == fingerprint and self.store.state(entry.id) is None:
+            self.store.adopt(entry.id, *_adopted(entry, config))
 
     def _take_up(self) -> None:
         """After a start: deletes what was being deleted, forgets what is gone, queues what is not absorbed."""

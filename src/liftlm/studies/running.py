@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from liftlm.studies.bench import Bench, in_domain, with_settings
 from liftlm.studies.questions import code_questions
 from liftlm.studies.registry import make_study
 from liftlm.studies.report import write_report
+from liftlm.studies.sharing import StudyOrder
 from liftlm.studies.study import Conclusion, Options, Row, Study
 
 CARD = "study.json"
@@ -51,10 +52,21 @@ class Run:
     command: str
 
 
+Share = Callable[[StudyOrder, Path], None]
+
+
 def run_study(
-    study: Study, folder: Path, config: LiftConfig, options: Options, command: str = "", model: Model | None = None
+    study: Study,
+    folder: Path,
+    config: LiftConfig,
+    options: Options,
+    command: str = "",
+    model: Model | None = None,
+    share: Share | None = None,
 ) -> Conclusion:
     """Measures what is missing and writes the report; returns what it says. model: one that is loaded already.
+
+    share: has the order done by others, who add their rows to the folder; instead of processes of this machine.
 
     Raises ConfigError (another study's folder), BenchmarkDataError (bad data), and what absorbing raises.
     """
@@ -69,7 +81,12 @@ def run_study(
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / CARD, json.dumps(_card(run, loaded, items, setup), indent=1, ensure_ascii=False) + "\n")
-    if jobs > 1:
+    if share is not None and not study.alone:
+        window = config.model.model_copy(update={"window": loaded.window})
+        threads = config.cluster.cpus_per_worker
+        shared = config.model_copy(update={"model": window})
+        share(StudyOrder(study.name, shared, options, tuple(items), setup, threads), folder)
+    elif jobs > 1:
         _in_parallel(run, jobs, setup)
     else:
         _measure(run, loaded, items, setup, (0, 1))

@@ -1,0 +1,321 @@
+"""Many documents: what is missing and only that, from checkpoint to checkpoint, on any file system, with and without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from conftest import save_model
+from liftlm import Document, Library, load_config, load_model
+from liftlm.absorbing import adapter_id
+from liftlm.errors import InterruptedWorkError
+from liftlm.homes import Home
+from liftlm.many_documents import AbsorbingWorker, Order, Source, scratch_folder
+from liftlm.shelf import Shelf
+from test_cli import lift
+
+SETTINGS = [
+    "model.device=cpu",
+    "model.dtype=float32",
+    "model.threads=1",
+    "tasks.writer=none",
+    "segments.segment_tokens=64",
+    "adapter.rank=4",
+    "training.batch_tokens=128",
+    "training.epochs=2",
+    "training.learning_rate=5e-3",
+    "training.checkpoint_seconds=0",
+]
+FLAGS = [part for setting in SETTINGS for part in ("--set", setting)]
+
+
+def text(index: int) -> str:
+    return f"Chronicle {index}. " + f"Oswin Tarrel the {index}th rang the bell on {index + 1} May {1743 + index}. " * (
+        12 + index
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index in range(3):
+        path = tmp_path / "docs" / ("" if index else "below") / f"d{index}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text(index))
+    return tmp_path / "docs"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def weights(home: Path) -> dict[str, bytes]:
+    """Of every entry, which must be whole."""
+    found = {}
+    for entry in (home / "library").glob("[!.]*"):
+        assert Shelf(home).problems(entry.name) == []
+        found[json.loads((entry / "entry.json").read_text())["source"]] = (
+            entry / "adapter" / "adapter_model.safetensors"
+        ).read_bytes()
+    return found
+
+
+# --- through the command line -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_absorbed_and_the_same_command_does_what_is_missing(
+    capsys: pytest.CaptureFixture[str], folder: Path, tiny_folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["absorb", folder, "--model", tiny_folder, *FLAGS]
+    first = lift(capsys, *command)
+    assert first.code == 0, first.err
+    assert [line.split("  ")[1] for line in first.out.splitlines()] == ["d1", "d2", "d0"]
+    assert "3 absorbed, 0 were already, 0 failed." in first.err
+    assert not list((home / "unfinished").glob("*"))
+
+    opened: list[str] = []
+    read = Source.read
+    monkeypatch.setattr(Source, "read", lambda self: opened.append(self.url) or read(self))
+    assert "0 absorbed, 3 were already" in lift(capsys, *command).err and not opened
+
+    (folder / "d1.txt").write_text(text(7))  # another text; and one that is known under another name
+    shutil.copy(folder / "d2.txt", folder / "d3.txt")
+    third = lift(capsys, *command)
+    assert "2 absorbed, 2 were already" in third.err
+    assert sorted(Path(url).name for url in opened) == ["d1.txt", "d3.txt"]
+    assert lift(capsys, "ask", folder / "d1.txt", "Who?", "--model", tiny_folder, *FLAGS).code == 0
+
+    other = lift(capsys, *command, "--set", "adapter.rank=2")  # another recipe: all of them
+    assert "4 absorbed, 0 were already" in other.err
+
+
+def test_the_adapters_are_those_of_lift_absorb(
+    capsys: pytest.CaptureFixture[str], folder: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lift(capsys, "absorb", folder, "--library", tmp_path / "many", "--model", tiny_folder, *FLAGS).code == 0
+    monkeypatch.setenv("LIFT_HOME", str(tmp_path / "single"))
+    for path in folder.rglob("*.txt"):
+        assert lift(capsys, "absorb", path, "--model", tiny_folder, *FLAGS).code == 0
+    assert weights(tmp_path / "many") == weights(tmp_path / "single") and len(weights(tmp_path / "single")) == 3
+
+
+def test_documents_that_cannot_be_absorbed_are_told(
+    capsys: pytest.CaptureFixture[str], folder: Path, tiny_folder: Path, home: Path
+) -> None:
+    (folder / "blank.txt").write_text("  \n")
+    (folder / "sound.mp3").write_bytes(b"ID3\x04\0\0\0\0" + bytes(range(256)))
+    command = ["absorb", folder, "--model", tiny_folder, *FLAGS]
+    result = lift(capsys, *command)
+    assert result.code == 61 and len(result.out.splitlines()) == 3
+    assert "2 documents could not be absorbed: blank.txt: " in result.err and "sound.mp3: " in result.err
+    rows = Home(str(home)).failures()
+    assert sorted(row["document"] for row in rows) == ["blank.txt", "sound.mp3"]
+    assert {row["tries"] for row in rows} == {1}  # another try would end the same
+    (folder / "blank.txt").write_text(text(9))
+    (folder / "sound.mp3").unlink()
+    again = lift(capsys, *command)
+    assert again.code == 0 and "1 absorbed, 3 were already, 0 failed." in again.err
+
+
+def test_what_does_not_go_together(
+    capsys: pytest.CaptureFixture[str], folder: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    single = lift(capsys, "absorb", folder / "d1.txt", "--ray", "local")
+    assert single.code == 2 and "go with a folder" in single.err
+    titled = lift(capsys, "absorb", folder, "--title", "T")
+    assert titled.code == 2 and "this is a folder" in titled.err
+    unknown = lift(capsys, "absorb", folder, "--library", "nowhere://x", "--model", tiny_folder)
+    assert unknown.code == 2 and "'nowhere://x' cannot be opened" in unknown.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        several = lift(capsys, "absorb", folder, "--model", tiny_folder)
+        assert several.code == 2 and "a launcher started several" in several.err
+    gone = lift(capsys, "absorb", "memory://not-there", "--library", tmp_path / "o", "--model", tiny_folder, *FLAGS)
+    assert gone.code == 10 and "no folder 'memory://not-there'" in gone.err
+
+
+# --- from machine to machine ------------------------------------------------------------------------------------------
+
+
+class StoppedError(Exception):
+    """As a killed worker: nothing is cleaned up."""
+
+
+def worker(model: Path, home: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> AbsorbingWorker:
+    """One on a machine of its own."""
+    monkeypatch.setattr("liftlm.many_documents.scratch_folder", lambda: tmp_path / name)
+    return AbsorbingWorker(Order(load_config(None, [*SETTINGS, f"model.name={model}"]), home))
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_another_machine_continues_bit_for_bit(
+    kind: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "home") if kind == "folder" else f"memory://{tmp_path.name}"
+    document = Document(title="d", text=text(1), source="d1.txt")
+    first = worker(tiny_folder, url, tmp_path, "first", monkeypatch)
+    entry_id = adapter_id(document, first.model, first.config)
+
+    def die(row: dict[str, Any]) -> None:
+        if row["step"] >= 6:
+            raise StoppedError
+
+    monkeypatch.setattr("liftlm.many_documents._TELL_SECONDS", 0.0)
+    assert first.work(document, die).error.startswith("StoppedError") and entry_id not in first.model.adapters
+    home = Home(url)
+    assert not home.has_entry(entry_id)
+    second = worker(tiny_folder, url, tmp_path, "second", monkeypatch)
+    steps: list[int] = []
+    outcome = second.work(document, lambda row: steps.append(row["step"]))
+    # the checkpoint of step 5 came after step 5 was told and was copied when step 6 ended
+    assert outcome.result["resumed_from"] == 5 and steps[0] == 6 and outcome.result["new"], outcome
+    assert home.entry_ids() == [entry_id] and not home._names("unfinished", entry_id)
+
+    assert home.fetch_entry(entry_id, tmp_path / "fetched")
+    alone = Library(tmp_path / "alone")
+    model = load_model(str(tiny_folder), first.config.model)
+    alone.absorb_once(document, model, first.config)
+    own, made = (weights(tmp_path / name)["d1.txt"] for name in ("alone", "fetched"))
+    assert own == made
+
+    third = worker(tiny_folder, url, tmp_path, "third", monkeypatch)
+    again = third.work(dataclasses.replace(document, source="elsewhere.txt"), lambda row: steps.append(0))
+    assert (
+        again.result == {"id": entry_id, "title": "d", "new": False, "seconds": again.result["seconds"]}
+        and 0 not in steps
+    )
+
+
+def test_torn_copies_are_not_taken_for_whole(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://torn-{tmp_path.name}"
+    home = Home(url)
+    one = worker(tiny_folder, url, tmp_path, "one", monkeypatch)
+    put = home._files.put_file
+
+    def tear(source: str, place: str) -> None:
+        if "checksums" in place and "/library/" in place:
+            raise OSError("the line is cut")
+        put(source, place)
+
+    document = Document(title="d", text=text(2), source="d2.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(home._files), "put_file", lambda self, source, place: tear(source, place))
+        assert "the line is cut" in one.work(document, lambda row: None).error
+    entry_id = adapter_id(document, one.model, one.config)
+    assert not home.has_entry(entry_id) and not home.fetch_entry(entry_id, tmp_path / "x")
+    outcome = one.work(document, lambda row: None)
+    assert outcome.result["new"] and home.fetch_entry(entry_id, tmp_path / "x")
+    home._files.pipe_file(f"{home._root}/library/{entry_id}/document.txt", b"another")
+    assert not home.fetch_entry(entry_id, tmp_path / "y") and not (tmp_path / "y" / "library" / entry_id).exists()
+
+
+def test_a_failed_worker_leaves_its_model_clean(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = worker(tiny_folder, str(tmp_path / "home"), tmp_path, "one", monkeypatch)
+
+    def stop(row: dict[str, Any]) -> None:
+        raise InterruptedWorkError("stop")
+
+    found = one.work(Document(title="d", text=text(1)), stop)
+    assert found.error and found.again and one.model.adapters == {}
+
+
+def test_scratch_of_processes_that_are_gone_is_deleted(cache: Path) -> None:
+    own = scratch_folder()
+    assert own.name == f"{platform.node()}-{os.getpid()}"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = own.with_name(f"{platform.node()}-{gone.pid}")
+    others = own.with_name(f"another.host-{gone.pid}")
+    for folder in (own, left, others):
+        (folder / "library").mkdir(parents=True)
+    assert scratch_folder() == own
+    assert own.exists() and others.exists() and not left.exists()
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+def start(folder: Path, model: Path, home: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "liftlm", "absorb", str(folder), "--library", str(home), "--model", str(model)]
+    command += [*FLAGS, "--ray", "local", *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(found: Callable[[], Any], running: subprocess.Popen[str], seconds: float = 150) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and running.poll() is None:
+        if value := found():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(running.communicate(timeout=60))
+
+
+def ray_workers(running: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of its actors that hold a model and work."""
+    found = psutil.Process(running.pid).children(recursive=True)
+    return [process for process in found if any("_Actor.work" in part for part in process.cmdline())]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing_but_time(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Two workers, one core each, twelve documents, one killed midway: bit for bit what one process makes alone."""
+    pytest.importorskip("ray")
+    model, docs = save_model(tmp_path / "m"), tmp_path / "docs"
+    docs.mkdir()
+    for index in range(12):
+        (docs / f"d{index:02}.txt").write_text(text(index + 16))
+    assert lift(capsys, "absorb", docs, "--library", tmp_path / "alone", "--model", model, *FLAGS).code == 0
+
+    running = start(docs, model, tmp_path / "ray", "--set", "cluster.workers=2")
+    wait_for(lambda: len(list((tmp_path / "ray" / "documents").glob("*"))) >= 3, running)
+    unfinished = tmp_path / "ray" / "unfinished"
+    # both are in the midst of a document
+    wait_for(lambda: len({path.parent for path in unfinished.glob("*/checkpoint-*/checksums.json")}) >= 2, running)
+    victim = wait_for(lambda: ray_workers(running), running)[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    out, err = running.communicate(timeout=240)
+    assert running.returncode == 0, err
+    assert len(out.splitlines()) == 12 and "12 absorbed, 0 were already, 0 failed." in err
+    assert "1 workers were lost." in err
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "ray" / "documents").iterdir()]
+    assert sorted(row["tries"] for row in rows) == [1] * 11 + [2]
+    (again,) = (row for row in rows if row["tries"] == 2)
+    assert not list((tmp_path / "ray" / "unfinished").glob("*"))
+    alone, ray = weights(tmp_path / "alone"), weights(tmp_path / "ray")
+    assert len(alone) == 12 and alone == ray
+    assert 0 < again["resumed_from"] < again["steps"]
+    record_property("resumed_from", again["resumed_from"])
+    assert err.count("its document is given to another") == 1
+
+
+@pytest.mark.slow
+def test_ray_says_what_is_wrong(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    absent = lift(capsys, "absorb", folder, "--ray", "127.0.0.1:1", "--model", tmp_path)
+    assert absent.code == 60 and "There is no Ray cluster at '127.0.0.1:1'" in absent.err
+    model = lift(capsys, "absorb", folder, "--ray", "local", "--set", "cluster.workers=1", "--model", tmp_path)
+    assert model.code == 20 and "holds no model" in model.err
+    large = lift(
+        capsys, "absorb", folder, "--ray", "local", "--set", "cluster.cpus_per_worker=5000", "--model", tmp_path
+    )
+    assert large.code == 60 and "not enough for one worker" in large.err
