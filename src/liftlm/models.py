@@ -57,6 +57,7 @@ class Model:
     adapters: dict[str, Any] = field(default_factory=dict)  # what is attached, by name; kept by liftlm.adapters
     sites: Any = None  # where the network computes attention, once an adapter asked; kept by liftlm.adapters
     peft: Any = None  # PEFT's view of the network once it has held a LoRA; kept by liftlm.adapters
+    tuned: Any = None  # and its layers that can hold one
     _plain_head: bool | None = None
     _packs: bool | None = None
 
