@@ -82,3 +82,22 @@ def serving(
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+def wait_for(done: Any, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def number_in(page: str, name: str) -> float:
+    return next((float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(f"{name} ")), 0.0)
+
+
+def histogram(page: str, name: str) -> list[tuple[float, int]]:
+    """(upper bound in seconds, how many are in that bucket)."""
+    rows = [line for line in page.splitlines() if line.startswith(f"{name}_bucket")]
+    bounds = [float(line.split('"')[1]) for line in rows]
+    sums = [int(float(line.rpartition(" ")[2])) for line in rows]
+    return [(bound, count - before) for bound, count, before in zip(bounds, sums, [0, *sums], strict=False)]

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from liftlm import Document, absorb, answer, load_config, load_model
 from liftlm.library import Library
-from serving import QUICK, Running, serving
+from serving import QUICK, Running, histogram, number_in, serving, wait_for
 
 NAMES = ["Corriden", "Velm", "Astaria", "Dunholt", "Mirren", "Ostrava", "Quill", "Tarn"]
 LONG = "training.epochs=400"  # far longer than any test
@@ -395,24 +395,5 @@ def read_events(client: httpx.Client, document: str) -> Iterator[tuple[str, Any]
                 yield name, json.loads(line[6:])
 
 
-def wait_for(done: Any, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
 def steps(server: Running) -> int:
     return int(number_in(server.client.get("/metrics").text, "liftlm_training_step_seconds_count"))
-
-
-def number_in(page: str, name: str) -> float:
-    return next((float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(f"{name} ")), 0.0)
-
-
-def histogram(page: str, name: str) -> list[tuple[float, int]]:
-    """(upper bound in seconds, how many are in that bucket)."""
-    rows = [line for line in page.splitlines() if line.startswith(f"{name}_bucket")]
-    bounds = [float(line.split('"')[1]) for line in rows]
-    sums = [int(float(line.rpartition(" ")[2])) for line in rows]
-    return [(bound, count - before) for bound, count, before in zip(bounds, sums, [0, *sums], strict=False)]

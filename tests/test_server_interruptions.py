@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from conftest import save_model
-from liftlm import Document, absorb, load_config, load_model
+from fake_server import FakeServer, json_reply
+from liftlm import Document, absorb, load_config, load_model, writing
 from liftlm.absorbing import adapter_id
 from liftlm.adapters import attach_adapter, remove_adapter, use_adapter
 from liftlm.config import AdapterConfig
 from liftlm.errors import InterruptedWorkError
 from liftlm.pauses import pause, pausing, working_seconds
 from liftlm.server.interruptions import Aside, pause_at_layers
-from serving import QUICK
+from serving import QUICK, Running, number_in, serving, wait_for
 
 DOCUMENT = Document("Corriden", "The ferryman of Corriden rang the bell on 3 May, and nobody answered. " * 8)
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -133,3 +134,92 @@ def test_pauses_are_this_threads_and_no_work() -> None:
     assert told == [threading.current_thread().name] * 2
     passed, worked = time.monotonic() - began, working_seconds() - worked
     assert passed >= 0.1 and worked <= passed - 0.1
+
+
+# --- questions meanwhile ----------------------------------------------------------------------------------------------
+
+
+def ask(server: Running, model: str = "tiny-llama", tokens: int = 3) -> str:
+    reply = server.client.post("/v1/completions", json={"model": model, "prompt": "The bell", "max_tokens": tokens})
+    assert reply.status_code == 200, reply.text
+    return str(reply.json()["choices"][0]["text"])
+
+
+def state(server: Running, document: str) -> tuple[str, int]:
+    card = server.client.get(f"/v1/documents/{document}").json()
+    return card["state"], card["job"]["step"]
+
+
+@pytest.mark.parametrize("writer", ["llm", "self"])
+def test_questions_are_answered_while_a_language_model_writes_tasks(
+    tmp_path: Path, quick_asking: None, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """A server is silent until it is let go, and so long the model itself writes on and on."""
+    folder = save_model(tmp_path / "tiny-llama", window=2048)  # in which the request for tasks has room
+    free, write = threading.Event(), writing._continue
+
+    def write_on(*given: Any) -> list[str]:
+        while not free.is_set():
+            write(*given)
+        return write(*given)
+
+    monkeypatch.setattr(writing, "_continue", write_on)
+
+    def reply(body: dict[str, Any]) -> str:
+        assert free.wait(60)
+        return json_reply(body)
+
+    with FakeServer(reply=reply) as other:
+        settings = [
+            f"tasks.writer={writer}", "tasks.per_sentence=3", "tasks.mix=1", f"tasks.llm.base_url={other.url}",
+            "tasks.llm.model=w", "tasks.requests=16",
+        ]  # fmt: skip
+        with serving(folder, *settings, home=tmp_path / "home") as server:
+            alone = ask(server)
+            document = server.client.post("/v1/documents", json={"text": DOCUMENT.text, "title": "Corriden"}).json()[
+                "id"
+            ]
+            wait_for(lambda: state(server, document)[0] == "absorbing")
+            assert [ask(server) for _ in range(3)] == [alone] * 3 != [""] * 3
+            assert state(server, document) == ("absorbing", 0)
+            free.set()
+            server.wait(document)
+            assert server.client.get(f"/v1/documents/{document}/tasks").json()["total"] > 0 or writer == "self"
+            refused = {"text": "x y z", "settings": {"tasks": {"writer": "self" if writer == "llm" else "llm"}}}
+            assert server.client.post("/v1/documents", json=refused).status_code == 422
+
+
+def test_a_writing_server_that_is_not_there_is_named_to_the_operator_alone(
+    tiny_folder: Path, tmp_path: Path, quick_asking: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FakeServer() as other:
+        url = other.url
+    settings = ["tasks.writer=llm", f"tasks.llm.base_url={url}", "tasks.llm.model=w", "tasks.llm.attempts=1"]
+    with serving(tiny_folder, *settings, home=tmp_path / "home") as server:
+        document = server.client.post("/v1/documents", json={"text": DOCUMENT.text}).json()["id"]
+        wait_for(lambda: state(server, document)[0] == "failed")
+        told = server.client.get(f"/v1/documents/{document}").json()["job"]["error"]
+    assert "writes tasks" in told and url not in told and url in caplog.text
+
+
+def test_stopping_and_cancelling_do_not_wait_for_the_step(tmp_path: Path) -> None:
+    """A step of one long row on a wider model, which takes far longer than a piece of it."""
+    folder = save_model(tmp_path / "model", window=4096, width=512)
+    settings = ["segments.segment_tokens=4000", "training.batch_tokens=4000", "training.micro_batch_tokens=4000"]
+    text = " ".join(f"The ferryman number {n} rang the bell." for n in range(1500))
+    with serving(folder, *settings, home=tmp_path / "home") as server:
+        document = server.client.post("/v1/documents", json={"text": text}).json()["id"]
+        wait_for(lambda: state(server, document)[1] > 0)
+        ask(server, "model")
+        page = server.client.get("/metrics").text
+        step = number_in(page, "liftlm_training_step_seconds_sum") / number_in(
+            page, "liftlm_training_step_seconds_count"
+        )
+        piece = number_in(page, "liftlm_absorbing_piece_seconds_sum") / number_in(
+            page, "liftlm_absorbing_piece_seconds_count"
+        )
+        assert piece < step / 2, (piece, step)
+        server.client.post(f"/v1/documents/{document}/cancel")
+        before = number_in(server.client.get("/metrics").text, "liftlm_training_step_seconds_count")
+        wait_for(lambda: not (server.service.library.home / "unfinished" / document).exists())
+        assert number_in(server.client.get("/metrics").text, "liftlm_training_step_seconds_count") <= before + 1

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from liftlm.absorbing import Adapter
-from liftlm.errors import LiftError
+from liftlm.errors import LiftError, WriterUnreachableError
 from liftlm.server.store import Store
 from liftlm.training import StepMetrics
 
@@ -92,7 +92,13 @@ class Jobs:
     def failed(self, entry_id: str, error: BaseException) -> None:
         # the text of an unexpected error may hold the document's; a LiftError is a sentence for its owner
         log.error("absorbing %s failed: %s", entry_id, type(error).__name__)
-        told = str(error) if isinstance(error, LiftError) else f"A defect of the server ({type(error).__name__})."
+        if isinstance(error, WriterUnreachableError):  # whose address is the operator's matter
+            log.error("%s", error)
+            told = "The server that writes tasks could not do it. What it wrote is kept; uploading again continues."
+        elif isinstance(error, LiftError):
+            told = str(error)
+        else:
+            told = f"A defect of the server ({type(error).__name__})."
         self._update(entry_id, "failed", ("queued", "absorbing"), error=told, finished=time.time())
 
     def cancelled(self, entry_id: str) -> None:

@@ -64,11 +64,6 @@ class Service:
     """config: the operator's settings; keys_required: whether nobody is served without a key."""
 
     def __init__(self, config: LiftConfig, *, home: Path | None = None, keys_required: bool = False) -> None:
-        if config.tasks.writer in ("llm", "self"):
-            raise ConfigError(
-                f"tasks.writer={config.tasks.writer} would keep answers waiting while tasks are written.",
-                "Let the server use extractive or none; `lift absorb` uses any writer on the same library.",
-            )
         self.config, self.library, self.metrics = config, Library(home), Metrics()
         self.store = Store(self.library.home / "server.sqlite")
         self.keys_required = keys_required or bool(self.store.all_keys())
@@ -270,8 +265,13 @@ class Service:
                 tree[group] = {k: v for k, v in tree[group].items() if k == "segment_tokens"}
             tree[group] = values if group == "seed" else tree[group] | values
         config = parse_config(tree, "the document's settings")
-        if config.tasks.writer in ("llm", "self") or config.tasks.llm != self.config.tasks.llm:
-            raise ConfigError("Tasks of a server's documents are written by extractive or none.", "")
+        writers = {
+            "extractive",
+            "none",
+            self.config.tasks.writer,
+        }  # another server's address, or its bill, is no client's matter
+        if config.tasks.writer not in writers or config.tasks.llm != self.config.tasks.llm:
+            raise ConfigError(f"Tasks of this server's documents are written by {' or '.join(sorted(writers))}.", "")
         if config.adapter.kind != self.config.adapter.kind or config.adapter.rank > max(256, self.config.adapter.rank):
             raise ConfigError("Another kind of adapter, or a rank over 256, is not for clients to set.", "")
         if config.training.epochs > self.config.server.document_epochs or config.tasks.per_sentence > 20:
