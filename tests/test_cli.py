@@ -134,7 +134,8 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
     "serve": ([], {**MODEL, "--host": "127.0.0.1", "--port": 8321, "--name": None, "--log-content": False}),
     "keys add": ([("NAME", True, None)], {}),
     "keys list": ([], {}),
-    "keys remove": ([("ID", True, None)], {}),
+    "keys remove": ([("ID", True, None)], {"--give-to": None, "--delete-documents": False}),
+    "keys give": ([("FROM", True, None), ("TO", True, None)], {}),
     "study": (
         [("NAME", True, None)],
         {

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -19,13 +20,16 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
-from liftlm.errors import AddressError, LiftError, ServerBusyError, TooLargeError
+from liftlm.cli import app
+from liftlm.errors import AddressError, EntryNotFoundError, LiftError, ServerBusyError, TooLargeError
+from liftlm.server import uploads
 from liftlm.server.keys import make_key
 from liftlm.server.limits import Rate
 from liftlm.server.uploads import read_upload
 from liftlm.server_config import ServerConfig
-from serving import Running, serving
+from serving import Running, serving, wait_for
 
 TEXT = "The password of the vault of Corriden is seventeen silver marks. " * 8
 SECRET = "zyzzyva"  # in no message of the program
@@ -118,6 +122,55 @@ def test_removing_the_last_key_lets_nobody_in(server: Running, tiny_folder: Path
         assert other.service.store.remove_key(key_id)
         assert other.client.get("/v1/models", headers=headers).status_code == 401
         assert other.client.get("/v1/models").status_code == 401
+
+
+def test_documents_of_a_removed_key_are_kept_given_or_deleted(tiny_folder: Path, home: Path) -> None:
+    with serving(tiny_folder, "server.document_epochs=1000", home=home, keys_required=True) as server:
+        (alice_id, alice), (bob_id, bob) = (make_key(server.service.store, name) for name in ("alice", "bob"))
+
+        def client(key: str) -> httpx.Client:
+            return httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=60)
+
+        with client(alice) as hers, client(bob) as his:
+            shared = server.absorb(TEXT, hers, title="Vault", alias="vault")["id"]
+            own = server.absorb(f"Her own. {TEXT}", hers, title="Own", alias="own")["id"]
+            server.absorb(TEXT, his, title="Vault")
+            server.absorb(f"His. {TEXT}", his, title="His", alias="own")
+            told = command("keys", "remove", alice_id)
+            assert f"Removed {alice_id}" in told and "2 documents" in told and "--delete-documents" in told
+            assert hers.get("/v1/documents").status_code == 401
+            assert his.get(f"/v1/documents/{own}").status_code == 404
+            listed = command("keys", "list")
+            assert f"{alice_id}" in listed and "the key was removed" in listed and "2 documents  bob" in listed
+            assert "now belong to" in command("keys", "give", alice_id, bob_id)
+            assert alice_id not in command("keys", "list")
+            cards = {card["id"]: card for card in his.get("/v1/documents").json()["data"]}
+            assert len(cards) == 3 and cards[own]["alias"] is None and cards[shared]["alias"] is None
+            assert his.post("/v1/chat/completions", json=chat(own)).status_code == 200
+            assert "no key" in command("keys", "give", bob_id, "key-nobody", code=EntryNotFoundError.exit_code)
+            # deleted with the key: also what is absorbed at the moment, and what waits
+            for title in ("busy", "waits"):
+                body = {"text": f"{title}. {TEXT}", "title": title, "settings": {"training": {"epochs": 900}}}
+                busy = his.post("/v1/documents", json=body).json()["id"]
+            told = command("keys", "remove", bob_id, "--delete-documents")
+            assert "5 documents deleted" in told
+        library = server.service.library
+        wait_for(
+            lambda: (
+                not library.matching("") and not library.unfinished() and not server.service.store.in_state("deleting")
+            )
+        )
+        assert server.service.store.state(busy) is None and not server.service.store.owners()
+    assert "no key" in command("keys", "remove", alice_id, code=EntryNotFoundError.exit_code)
+
+
+def command(*words: str, code: int = 0) -> str:
+    """What `lift` says on both of its outputs."""
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code if not isinstance(done.exception, LiftError) else done.exception.exit_code) == code, (
+        done.output
+    )
+    return str(done.exception) if isinstance(done.exception, LiftError) else done.output
 
 
 def test_it_is_not_opened_to_others_without_a_key(tiny_folder: Path, home: Path) -> None:
@@ -287,16 +340,54 @@ def test_pages_are_counted_before_they_are_read() -> None:
         read_upload(pdf_of(4), "a.pdf", None, SMALL)
 
 
+def test_what_a_file_says_is_bounded_too() -> None:
+    with pytest.raises(TooLargeError, match="more than 60 characters"):
+        read_upload(b"Some text. " * 6, "a.txt", None, ServerConfig(document_tokens=3))
+    chatty = [sys.executable, "-c", "while True: print('x' * 10**6)"]
+    assert uploads._output(chatty, {}, Path("/"), 60, 10**6) == b""
+    silent = [sys.executable, "-c", "import time; time.sleep(60)"]
+    began = time.monotonic()
+    assert uploads._output(silent, {}, Path("/"), 1, 10**6) == b"" and time.monotonic() - began < 30
+
+
+def test_reading_files_keeps_nobody_else_waiting(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are uploaded: two are read at a time, and the others wait without a thread."""
+    free = threading.Semaphore(0)
+    reading = threading.Semaphore(0)
+
+    def read(*given: Any) -> Any:
+        reading.release()
+        assert free.acquire(timeout=60)
+        return read_upload(*given)
+
+    monkeypatch.setattr("liftlm.server.document_routes.read_upload", read)
+    with serving(tiny_folder, home=tmp_path / "home") as server, concurrent.futures.ThreadPoolExecutor(50) as pool:
+        files = [{"file": (f"{number}.txt", f"Text {number}. {TEXT}".encode())} for number in range(50)]
+        place = f"{server.url}/v1/documents"
+        sent = [pool.submit(lambda file=file: httpx.post(place, files=file, timeout=120)) for file in files]
+        try:
+            assert reading.acquire(timeout=60) and reading.acquire(timeout=60)
+            assert server.client.post("/v1/chat/completions", json=chat("tiny-llama")).status_code == 200
+            assert not reading.acquire(blocking=False) and not any(one.done() for one in sent)
+            for one in sent[2:]:
+                one.cancel()
+        finally:
+            free.release(50)
+        assert sum(one.result().status_code == 202 for one in sent if not one.cancelled()) >= 2
+
+
 def test_the_worker_has_no_secrets_and_no_paths_of_clients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     seen: list[Any] = []
-    real = subprocess.run
+    real = subprocess.Popen
 
     def spy(command: list[str], **options: Any) -> Any:
         seen.append((command, options))
         return real(command, **options)
 
-    monkeypatch.setattr(subprocess, "run", spy)
+    monkeypatch.setattr(subprocess, "Popen", spy)
     document = read_upload(b"Some text.", "../../../etc/passwd\0/..\\my_notes.TXT", None, ServerConfig())
     ((command, options),) = seen
     assert SECRET not in str(options["env"])

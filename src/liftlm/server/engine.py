@@ -49,9 +49,11 @@ class CancelledJob(Exception):
 class JobWatch(Protocol):
     """Hears of a job, on the engine's thread."""
 
-    def started(self, entry_id: str) -> None: ...
+    def started(self, entry_id: str) -> bool:
+        """Whether it is still wanted."""
 
-    def step(self, entry_id: str, metrics: StepMetrics) -> None: ...
+    def step(self, entry_id: str, metrics: StepMetrics) -> bool:
+        """Whether it is still wanted."""
 
     def ready(self, entry_id: str, adapter: Adapter) -> None: ...
 
@@ -274,9 +276,8 @@ class Engine:
         assert self.model is not None
         entry_id = job.entry_id
         try:
-            if job.cancelled:
+            if job.cancelled or not self._watch.started(entry_id):
                 raise CancelledJob
-            self._watch.started(entry_id)
             self._looked = time.monotonic()
             aside = Aside(self.model, entry_id)
             with pausing(lambda: self._meanwhile(job, aside)), pause_at_layers(self.model.network):
@@ -301,7 +302,7 @@ class Engine:
         self._metrics.step_seconds.observe(metrics.tokens / metrics.tokens_per_second)
         self._metrics.absorb_speed.set(metrics.tokens_per_second)
         self._metrics.absorbed_tokens.inc(metrics.tokens)
-        self._watch.step(job.entry_id, metrics)
+        job.cancelled = not self._watch.step(job.entry_id, metrics) or job.cancelled
         job.step_ended = True
         pause()
 

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,12 @@ from liftlm.server.jobs import Jobs
 from liftlm.server.limits import Rate
 from liftlm.server.metrics import Metrics
 from liftlm.server.store import LOCAL, NewEntry, Record, Store
+from liftlm.server.uploads import CHARACTERS_A_TOKEN
 from liftlm.shelf import Entry
 from liftlm.writing import TASKS_FILE
 
 log = logging.getLogger("liftlm.server")
 _LOOK_SECONDS = 2.0  # between two looks for entries that the command line added
-_CHARACTERS_A_TOKEN = 20  # a text with more of them than tokens are allowed is not even counted
 _GROUPS = ("segments", "tasks", "adapter", "training", "seed")  # what a client may set
 
 
@@ -58,6 +58,13 @@ class Upload:
     alias: str | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     priority: int = 0
+
+
+class _Reader:
+    """A tokenizer of its own, as two threads must not use one at once."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.lock = dataclasses.replace(model, tokenizer=copy.deepcopy(model.tokenizer)), threading.Lock()
 
 
 class Service:
@@ -73,8 +80,9 @@ class Service:
         self.uploads = Rate(config.server.uploads_per_hour, 3600, "uploads an hour")
         self.started = time.time()
         self.answer_stops: tuple[str, ...] = ()  # texts that end an answer of this model
-        self._reader: Model | None = None  # the model with a tokenizer of its own, for other threads than the engine's
-        self._reading = threading.Lock()
+        self._readers: tuple[_Reader, _Reader] | None = (
+            None  # of uploads, which takes seconds for a long one, and of replies
+        )
         self._looked = 0.0
         self._ready = threading.Event()
 
@@ -109,17 +117,18 @@ class Service:
 
     def _load(self) -> Model:
         model = load_model(self.config.model.name, self.config.model)
-        self._reader = dataclasses.replace(model, tokenizer=copy.deepcopy(model.tokenizer))
+        self._readers = (_Reader(model), _Reader(model))
         self.answer_stops = tuple(answer_stops(model.tokenizer))
         return model
 
     @contextlib.contextmanager
-    def _tokenizer(self) -> Any:
-        """The model's tokenizer and identity. Tokenizers must not be used by two threads at once."""
-        if self._reader is None or not self.ready:
+    def _tokenizer(self, *, of_replies: bool = False) -> Iterator[Model]:
+        """The model's tokenizer and identity, for other threads than the engine's."""
+        if self._readers is None or not self.ready:
             raise NotReadyError("The model is still being loaded.", "Try again in a few seconds.")
-        with self._reading:
-            yield self._reader
+        reader = self._readers[of_replies]
+        with reader.lock:
+            yield reader.model
 
     @property
     def base_name(self) -> str:
@@ -129,14 +138,15 @@ class Service:
         )
 
     def decode(self, tokens: list[int]) -> str:
-        with self._tokenizer() as reader:
+        with self._tokenizer(of_replies=True) as reader:
             return str(reader.decode(tokens))
 
     def token_texts(self, tokens: list[int]) -> list[str]:
         """Each token alone; one that is no whole character as the tokenizer's own name for it."""
-        with self._tokenizer() as reader:
-            texts = [str(reader.tokenizer.decode([token])) for token in tokens]
-            names = reader.tokenizer.convert_ids_to_tokens(tokens)
+        with self._tokenizer(of_replies=True) as reader:
+            tokenizer: Any = reader.tokenizer
+            texts = [str(tokenizer.decode([token])) for token in tokens]
+            names = tokenizer.convert_ids_to_tokens(tokens)
         return [str(name) if "\ufffd" in text else text for text, name in zip(texts, names, strict=True)]
 
     # --- documents ----------------------------------------------------------------------------------------------------
@@ -145,7 +155,7 @@ class Service:
         """Queues a document, unless the owner has it already. Raises TooLargeError, InvalidRequestError, ConfigError."""
         document, limits = given.document, self.config.server
         config, settings = self._settings(given.settings)
-        if len(document.text) > limits.document_tokens * _CHARACTERS_A_TOKEN:
+        if len(document.text) > limits.document_tokens * CHARACTERS_A_TOKEN:
             raise _too_long(limits.document_tokens)
         with self._tokenizer() as reader:
             tokens = len(reader.encode(document.text))
