@@ -340,7 +340,7 @@ def test_kill_in_the_middle_of_absorbing_and_answering_loses_nothing(tiny_folder
         gone = upload(client, text_of("Quill"))
         follow(client, gone, "ready")
         client.delete(f"/v1/documents/{gone}")
-        busy = upload(client, text_of("Tarn", 20), settings={"training": {"epochs": 60}})
+        busy = upload(client, text_of("Tarn", 20), settings={"training": {"epochs": 30}})
         queued = upload(client, text_of("Velm"))
         wait_for(lambda: list((home / "unfinished" / busy).glob("checkpoint-*")))
         body = question("corriden", max_tokens=200, stream=True)
