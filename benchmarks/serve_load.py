@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/serve_load.py --seconds 180
 
-The same clients ask one after another first, then all at once, each time for so many seconds and while a document is absorbed.
-Prints the median and 95th percentile of the time to the first token, tokens a second over all, failures, and steps of training.
+The same clients ask one after another first, then all at once (or one of these: --only), each time for so many seconds, while
+a document is absorbed. Prints the median and 95th percentile of the time to the first token, tokens a second over all, failures,
+steps of training, and how long absorbing kept the model before it gave way to questions.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=32, help="of an answer, at most")
     parser.add_argument("--context", default="truncate", choices=["none", "truncate", "retrieve"])
+    parser.add_argument("--only", default="both", choices=["sequential", "concurrent", "both"])
     parser.add_argument("--model", default=None)
     parser.add_argument("--window", type=int, default=2048)
     given = parser.parse_args()
@@ -67,7 +69,10 @@ def main() -> None:
             time.sleep(0.2)
         print("| | answers | failed | first token p50 | p95 | answer p50 | p95 | tokens/s | training steps |")
         print("|---|---|---|---|---|---|---|---|---|")
-        for name, clients in (("one after another", 1), (f"{given.clients} at once", given.clients)):
+        sequential, concurrent = ("one after another", 1), (f"{given.clients} at once", given.clients)
+        for name, clients in {"sequential": [sequential], "concurrent": [concurrent]}.get(
+            given.only, [sequential, concurrent]
+        ):
             before = steps(client)
             began = time.monotonic()
             answers = load(url, names, clients, given)
@@ -77,14 +82,19 @@ def main() -> None:
         training = histogram(page, "liftlm_training_step_seconds")
         print(f"training steps before a question's first token: never over {longest(waits)}")
         print(f"a training step takes: never over {longest(training)} s")
+        pieces = histogram(page, "liftlm_absorbing_piece_seconds")
+        print(
+            f"absorbing gave way to questions: {sum(n for _, n in pieces)} times, never later than after {longest(pieces)} s"
+        )
         client.post(f"/v1/documents/{busy}/cancel")
 
 
 @contextlib.contextmanager
-def serve(home: Path, given: argparse.Namespace) -> Iterator[tuple[str, float]]:
+def serve(home: Path, given: argparse.Namespace, *settings: str) -> Iterator[tuple[str, float]]:
     """A server of its own and the seconds from its start until it was ready."""
     command = [sys.executable, "-m", "liftlm", "serve", "--port", "0", "--window", str(given.window)]
     command += ["--set", f"answering.max_new_tokens={given.tokens}", "--set", "server.requests_per_minute=1000000"]
+    command += itertools.chain.from_iterable(("--set", setting) for setting in settings)
     command += [] if given.model is None else ["--model", given.model]
     began = time.monotonic()
     running = subprocess.Popen(command, env=os.environ | {"LIFT_HOME": str(home)}, stderr=subprocess.PIPE, text=True)

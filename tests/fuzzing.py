@@ -67,7 +67,7 @@ class Fuzzing:
 
                 def ask(case: Any) -> None:
                     _tame(case)
-                    reply = case.call(headers=HEADERS, timeout=60)
+                    reply = case.call(headers=HEADERS, timeout=180)
                     self._count(case.operation.label, reply.status_code, reply.text)
                     case.validate_response(reply, checks=chosen)
 
@@ -88,7 +88,7 @@ class Fuzzing:
             st.tuples(st.just("POST"), st.sampled_from(_ROUTES), body | form, kinds),
             st.tuples(st.sampled_from(["GET", "DELETE", "PUT", "PATCH", "OPTIONS"]), path, st.just(b""), kinds),
         )
-        with httpx.Client(base_url=self.url, timeout=60, headers=HEADERS) as client:
+        with httpx.Client(base_url=self.url, timeout=180, headers=HEADERS) as client:
 
             def ask(request: tuple[str, str, bytes, str]) -> None:
                 method, route, content, kind = request

@@ -13,6 +13,7 @@ import httpx
 
 from liftlm import load_config
 
+PATIENCE = 180  # seconds; nothing takes that long, but a loaded machine may stand still for many
 QUICK = (
     "training.batch_tokens=256",
     "training.micro_batch_tokens=256",
@@ -31,7 +32,7 @@ class Running:
 
     def __init__(self, url: str, service: Any) -> None:
         self.url, self.service = url, service
-        self.client = httpx.Client(base_url=url, timeout=60)
+        self.client = httpx.Client(base_url=url, timeout=PATIENCE)
 
     def absorb(self, text: str, client: httpx.Client | None = None, **fields: Any) -> dict[str, Any]:
         """Uploads text and waits until it is ready."""
@@ -42,7 +43,7 @@ class Running:
 
     def wait(self, document: str, client: httpx.Client | None = None, state: str = "ready") -> dict[str, Any]:
         client = client or self.client
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             card: dict[str, Any] = client.get(f"/v1/documents/{document}").json()
             if card.get("state") == state:
@@ -72,7 +73,7 @@ def serving(
     while not server.started:
         time.sleep(0.01)
         assert thread.is_alive()
-    assert service.wait_until_ready(60)
+    assert service.wait_until_ready(PATIENCE)
     port = server.servers[0].sockets[0].getsockname()[1]
     running = Running(f"http://127.0.0.1:{port}", service)
     try:
@@ -80,5 +81,24 @@ def serving(
     finally:
         running.client.close()
         server.should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+def wait_for(done: Any, seconds: float = PATIENCE) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def number_in(page: str, name: str) -> float:
+    return next((float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(f"{name} ")), 0.0)
+
+
+def histogram(page: str, name: str) -> list[tuple[float, int]]:
+    """(upper bound in seconds, how many are in that bucket)."""
+    rows = [line for line in page.splitlines() if line.startswith(f"{name}_bucket")]
+    bounds = [float(line.split('"')[1]) for line in rows]
+    sums = [int(float(line.rpartition(" ")[2])) for line in rows]
+    return [(bound, count - before) for bound, count, before in zip(bounds, sums, [0, *sums], strict=False)]

@@ -150,7 +150,8 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
     ),
     "keys add": ([("NAME", True, None)], {}),
     "keys list": ([], {}),
-    "keys remove": ([("ID", True, None)], {}),
+    "keys remove": ([("ID", True, None)], {"--give-to": None, "--delete-documents": False}),
+    "keys give": ([("FROM", True, None), ("TO", True, None)], {}),
     "study": (
         [("NAME", True, None)],
         {

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from safetensors.torch import load_file
 
 from liftlm import Document, absorb, answer, load_config, load_model
 from liftlm.library import Library
-from serving import QUICK, Running, serving
+from liftlm.server.answers import Answers, Asked
+from serving import PATIENCE, QUICK, Running, histogram, number_in, serving, wait_for
 
 NAMES = ["Corriden", "Velm", "Astaria", "Dunholt", "Mirren", "Ostrava", "Quill", "Tarn"]
 LONG = "training.epochs=400"  # far longer than any test
@@ -44,7 +44,7 @@ def content(reply: httpx.Response) -> str:
 
 @pytest.fixture(scope="module")
 def server(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(tiny_folder, home=tmp_path_factory.mktemp("home")) as running:
+    with serving(tiny_folder, "server.document_epochs=1000", home=tmp_path_factory.mktemp("home")) as running:
         yield running
 
 
@@ -64,7 +64,7 @@ def test_from_upload_to_answer_to_deletion(server: Running) -> None:
     assert reply.status_code == 202
     card = reply.json()
     assert (card["title"], card["alias"], card["file_name"]) == ("Bells", "bells", "the_bells.md")
-    assert card["job"]["id"].startswith("job-") and card["state"] in ("queued", "absorbing")
+    assert card["job"]["id"].startswith("job-") and card["state"] in ("queued", "absorbing", "ready")
     events = list(read_events(client, card["id"]))
     assert [name for name, _ in events] == ["document"] * len(events)
     last = events[-1][1]
@@ -112,7 +112,7 @@ def test_tasks_can_be_looked_through(server: Running) -> None:
 
 def test_cancelling_ends_the_job_and_it_can_begin_again(server: Running) -> None:
     reply = server.client.post(
-        "/v1/documents", json={"text": text_of("Quill"), "settings": {"training": {"epochs": 20}}}
+        "/v1/documents", json={"text": text_of("Quill"), "settings": {"training": {"epochs": 900}}}
     )
     waiting = server.client.post("/v1/documents", json={"text": text_of("Mirren"), "title": "waits"}).json()["id"]
     document = reply.json()["id"]
@@ -178,8 +178,13 @@ def test_eight_documents_two_hundred_questions_each_from_the_right_one(tiny_fold
         adapters = {name: library.open(entry, model) for name, entry in ids.items()}
         draw = random.Random(0)
         asked = [
-            (name, f"Who rang {number % 5}?", draw.choice(["none", "truncate", "retrieve"]), draw.choice([3, 12]))
-            for number, name in enumerate(list(itertools.islice(itertools.cycle(NAMES), 200)))
+            (
+                name,
+                f"Who rang {number // 8 % 2}?",
+                ["none", "truncate", "retrieve"][number // 8 % 3],
+                [3, 12][number // 24 % 2],
+            )
+            for number, name in enumerate(itertools.islice(itertools.cycle(NAMES), 200))
         ]
         draw.shuffle(asked)
 
@@ -229,16 +234,14 @@ def test_questions_are_answered_while_a_document_is_absorbed(tiny_folder: Path, 
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             clients = [pool.submit(client) for _ in range(6)]
             before = steps(server)
-            time.sleep(2)
-            after = steps(server)
+            wait_for(
+                lambda: steps(server) >= before + 5 and answers(server) > 20
+            )  # neither keeps the other from going on
             stop.set()
             texts = [text for one in clients for text in one.result()]
-        assert after - before >= 5  # they did not keep it from going on
-        assert len(texts) > 20 and set(texts) == {alone}
+        assert set(texts) == {alone}
         page = server.client.get("/metrics").text
         assert max(many for many, count in histogram(page, "liftlm_training_steps_waited") if count) <= 1
-        longest = max(seconds for seconds, count in histogram(page, "liftlm_question_wait_seconds") if count)
-        assert longest <= 1.0  # a step takes some ten milliseconds
         assert server.client.get(f"/v1/documents/{busy}").json()["state"] == "absorbing"
         server.client.delete(f"/v1/documents/{busy}")
 
@@ -272,22 +275,32 @@ def test_a_full_queue_refuses_and_says_when(tiny_folder: Path, tmp_path: Path) -
         assert too_many.status_code == 429
 
 
-def test_the_urgent_come_first(tmp_path: Path) -> None:
-    model = save_wide(tmp_path)
-    with serving(model, "server.batch_rows=1", home=tmp_path / "home") as server:
-        ended: list[str] = []
+def test_the_urgent_come_first(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tiny_folder, "server.batch_rows=1", home=tmp_path / "home") as server:
+        begun: list[int] = []
+        begin = Answers._begin
 
-        def one(priority: str, tokens: int = 60) -> None:
-            body = question(model.name, priority=priority, max_tokens=tokens)
-            content(server.client.post("/v1/chat/completions", json=body))
-            ended.append(priority)
+        def noted(answers: Answers, asked: Asked) -> None:
+            begun.append(asked.priority)
+            begin(answers, asked)
 
+        monkeypatch.setattr(Answers, "_begin", noted)
+
+        def one(priority: str) -> str:
+            body = question("tiny-llama", priority=priority, max_tokens=3)
+            return content(server.client.post("/v1/chat/completions", json=body))
+
+        engine, free = server.service.engine, threading.Event()
+        engine.call(lambda model: free.wait(PATIENCE))  # until all wait
         with concurrent.futures.ThreadPoolExecutor(9) as pool:
-            pool.submit(one, "normal", 2000)  # runs until all others wait
-            wait_for(lambda: number_in(server.client.get("/metrics").text, "liftlm_running_answers") == 1)
-            for priority in ("low", "low", "low", "normal", "normal", "high", "high"):
-                pool.submit(one, priority)
-        assert set(ended[-3:]) == {"low"} and ended.index("high") < len(ended) - 4
+            sent = [
+                pool.submit(one, priority) for priority in ("normal", "low", "low", "low", "normal", "high", "high")
+            ]
+            wait_for(lambda: len(engine._queues.asked) == 7)
+            free.set()
+            for reply in sent:
+                reply.result()
+        assert begun == [-1, -1, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -295,16 +308,16 @@ def test_a_client_that_goes_frees_its_place(tiny_folder: Path, tmp_path: Path, s
     model = save_wide(tmp_path)
     with serving(model, "server.batch_rows=1", home=tmp_path / "home") as server:
         body = question(model.name, max_tokens=8000, stream=stream)
-        with httpx.Client(base_url=server.url, timeout=0.5) as impatient:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE if stream else 0.5) as impatient:
             if stream:
                 with impatient.stream("POST", "/v1/chat/completions", json=body) as reply:
                     next(reply.iter_bytes())
             else:
                 with pytest.raises(httpx.ReadTimeout):
                     impatient.post("/v1/chat/completions", json=body)
-        began = time.monotonic()
         content(server.client.post("/v1/chat/completions", json=question(model.name, max_tokens=1)))
-        assert time.monotonic() - began < 2.0
+        # one place: had it not been freed, the answer would have come after the other one's 8,000 tokens
+        assert number_in(server.client.get("/metrics").text, "liftlm_answer_tokens_total") <= 1
         wait_for(lambda: number_in(server.client.get("/metrics").text, "liftlm_running_answers") == 0)
 
 
@@ -319,7 +332,7 @@ def save_wide(folder: Path) -> Path:
 
 def test_kill_in_the_middle_of_absorbing_and_answering_loses_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    settings = ("training.checkpoint_seconds=0", "server.document_epochs=1000")
+    settings = ("training.checkpoint_seconds=0.1", "server.document_epochs=1000")
     with process(tiny_folder, home, *settings) as (running, client):
         ready = upload(client, text_of("Corriden"), title="Corriden", alias="corriden")
         follow(client, ready, "ready")
@@ -327,7 +340,7 @@ def test_kill_in_the_middle_of_absorbing_and_answering_loses_nothing(tiny_folder
         gone = upload(client, text_of("Quill"))
         follow(client, gone, "ready")
         client.delete(f"/v1/documents/{gone}")
-        busy = upload(client, text_of("Tarn", 20), settings={"training": {"epochs": 60}})
+        busy = upload(client, text_of("Tarn", 20), settings={"training": {"epochs": 30}})
         queued = upload(client, text_of("Velm"))
         wait_for(lambda: list((home / "unfinished" / busy).glob("checkpoint-*")))
         body = question("corriden", max_tokens=200, stream=True)
@@ -346,7 +359,7 @@ def test_kill_in_the_middle_of_absorbing_and_answering_loses_nothing(tiny_folder
         steps_taken = [row["step"] for row in client.get(f"/v1/documents/{busy}/losses").json()["data"]]
         assert steps_taken == list(range(1, card["report"]["steps"] + 1))
         running.send_signal(signal.SIGTERM)  # and a polite end
-        assert running.wait(20) in (0, -signal.SIGTERM, 143)
+        assert running.wait(PATIENCE) in (0, -signal.SIGTERM, 143)
 
 
 class process:
@@ -363,7 +376,7 @@ class process:
         line = self._running.stderr.readline()
         assert "http://127.0.0.1:" in line, line + self._running.stderr.read()
         threading.Thread(target=self._running.stderr.read, daemon=True).start()
-        self._client = httpx.Client(base_url=line.split(" ")[2], timeout=60)
+        self._client = httpx.Client(base_url=line.split(" ")[2], timeout=PATIENCE)
         wait_for(lambda: self._client.get("/readyz").status_code == 200)
         return self._running, self._client
 
@@ -395,24 +408,9 @@ def read_events(client: httpx.Client, document: str) -> Iterator[tuple[str, Any]
                 yield name, json.loads(line[6:])
 
 
-def wait_for(done: Any, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
+def answers(server: Running) -> int:
+    return int(number_in(server.client.get("/metrics").text, "liftlm_time_to_first_token_seconds_count"))
 
 
 def steps(server: Running) -> int:
     return int(number_in(server.client.get("/metrics").text, "liftlm_training_step_seconds_count"))
-
-
-def number_in(page: str, name: str) -> float:
-    return next((float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(f"{name} ")), 0.0)
-
-
-def histogram(page: str, name: str) -> list[tuple[float, int]]:
-    """(upper bound in seconds, how many are in that bucket)."""
-    rows = [line for line in page.splitlines() if line.startswith(f"{name}_bucket")]
-    bounds = [float(line.split('"')[1]) for line in rows]
-    sums = [int(float(line.rpartition(" ")[2])) for line in rows]
-    return [(bound, count - before) for bound, count, before in zip(bounds, sums, [0, *sums], strict=False)]

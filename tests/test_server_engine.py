@@ -17,7 +17,6 @@ from liftlm.server.engine import Engine
 from liftlm.server.metrics import Metrics
 from liftlm.server.opened import OpenedEntries
 from liftlm.server.prompting import text_prompt
-from liftlm.server.service import Service
 from serving import QUICK
 
 
@@ -105,8 +104,3 @@ def test_a_model_that_cannot_be_loaded_is_a_failure_and_not_a_wait(tmp_path: Pat
     with pytest.raises(NotReadyError):
         engine.call(lambda model: None).result(1)
     engine.stop()
-
-
-def test_writers_that_would_keep_answers_waiting_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="keep answers waiting"):
-        Service(load_config(None, ["tasks.writer=self"]), home=tmp_path)

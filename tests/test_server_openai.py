@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import openai
 import pytest
@@ -16,6 +16,7 @@ from liftlm import answer, load_config, load_model
 from liftlm.adapters import use_adapter
 from liftlm.config import ModelConfig
 from liftlm.library import Library
+from liftlm.server.protocol import ChatRequest, CompletionRequest
 from serving import QUICK, Running, serving
 
 TEXT = "The ferryman Oswin Tarrel rang the bell of Corriden on 3 May 1743. " * 12
@@ -258,6 +259,28 @@ def test_what_is_not_implemented_is_refused(server: Running, route: str, change:
     error = reply.json()["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert error["message"].endswith(".")
+
+
+def fields_of(*shapes: Any) -> set[str]:
+    return {name for shape in shapes for name in get_type_hints(shape)}
+
+
+@pytest.mark.parametrize("route", ["chat/completions", "completions"])
+def test_every_field_of_openais_client_is_done_or_refused(server: Running, route: str) -> None:
+    """None is accepted and ignored: what the official client can send is in our shape of a request, or status 400."""
+    chat, text = openai.types.chat.completion_create_params, openai.types.completion_create_params
+    if route.startswith("chat"):
+        known = fields_of(chat.CompletionCreateParamsBase, chat.CompletionCreateParamsStreaming)
+        ours, body = ChatRequest, CHAT
+    else:
+        known = fields_of(text.CompletionCreateParamsBase, text.CompletionCreateParamsStreaming)
+        ours, body = CompletionRequest, TEXT_REQUEST
+    refused = known - set(ours.model_fields)
+    assert len(refused) > (15 if route.startswith("chat") else 2)
+    for name in sorted(refused):
+        reply = server.client.post(f"/v1/{route}", json=body | {name: "x"})
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
 
 
 def test_values_that_mean_off_are_taken(server: Running) -> None:

@@ -6,11 +6,14 @@ import concurrent.futures
 import io
 import json
 import logging
+import re
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import types
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,13 +22,17 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
-from liftlm.errors import AddressError, LiftError, ServerBusyError, TooLargeError
+from liftlm.cli import app
+from liftlm.documents import Document
+from liftlm.errors import AddressError, EntryNotFoundError, LiftError, ServerBusyError, TooLargeError
+from liftlm.server import uploads
 from liftlm.server.keys import make_key
 from liftlm.server.limits import Rate
 from liftlm.server.uploads import read_upload
 from liftlm.server_config import ServerConfig
-from serving import Running, serving
+from serving import PATIENCE, Running, serving, wait_for
 
 TEXT = "The password of the vault of Corriden is seventeen silver marks. " * 8
 SECRET = "zyzzyva"  # in no message of the program
@@ -50,7 +57,7 @@ def bob(server: Running) -> Iterator[httpx.Client]:
 
 def client_of(server: Running, name: str) -> Iterator[httpx.Client]:
     _, key = make_key(server.service.store, name)
-    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
+    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE) as client:
         yield client
 
 
@@ -120,28 +127,68 @@ def test_removing_the_last_key_lets_nobody_in(server: Running, tiny_folder: Path
         assert other.client.get("/v1/models").status_code == 401
 
 
-def test_it_is_not_opened_to_others_without_a_key(tiny_folder: Path, home: Path) -> None:
-    command = [sys.executable, "-m", "liftlm", "serve", "--model", str(tiny_folder), "--port", "0", "--host"]
-    done = subprocess.run([*command, "0.0.0.0"], capture_output=True, text=True, timeout=60, check=False)
-    assert (
-        done.returncode == AddressError.exit_code and "without a key" in done.stderr and "lift keys add" in done.stderr
+def test_documents_of_a_removed_key_are_kept_given_or_deleted(tiny_folder: Path, home: Path) -> None:
+    with serving(tiny_folder, "server.document_epochs=1000", home=home, keys_required=True) as server:
+        (alice_id, alice), (bob_id, bob) = (make_key(server.service.store, name) for name in ("alice", "bob"))
+
+        def client(key: str) -> httpx.Client:
+            return httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE)
+
+        with client(alice) as hers, client(bob) as his:
+            shared = server.absorb(TEXT, hers, title="Vault", alias="vault")["id"]
+            own = server.absorb(f"Her own. {TEXT}", hers, title="Own", alias="own")["id"]
+            server.absorb(TEXT, his, title="Vault")
+            server.absorb(f"His. {TEXT}", his, title="His", alias="own")
+            told = command("keys", "remove", alice_id)
+            assert f"Removed {alice_id}" in told and "2 documents" in told and "--delete-documents" in told
+            assert hers.get("/v1/documents").status_code == 401
+            assert his.get(f"/v1/documents/{own}").status_code == 404
+            listed = command("keys", "list")
+            assert f"{alice_id}" in listed and "the key was removed" in listed and "2 documents  bob" in listed
+            assert "now belong to" in command("keys", "give", alice_id, bob_id)
+            assert alice_id not in command("keys", "list")
+            cards = {card["id"]: card for card in his.get("/v1/documents").json()["data"]}
+            assert len(cards) == 3 and cards[own]["alias"] is None and cards[shared]["alias"] is None
+            assert his.post("/v1/chat/completions", json=chat(own)).status_code == 200
+            assert "no key" in command("keys", "give", bob_id, "key-nobody", code=EntryNotFoundError.exit_code)
+            # deleted with the key: also what is absorbed at the moment, and what waits
+            for title in ("busy", "waits"):
+                body = {"text": f"{title}. {TEXT}", "title": title, "settings": {"training": {"epochs": 900}}}
+                busy = his.post("/v1/documents", json=body).json()["id"]
+            told = command("keys", "remove", bob_id, "--delete-documents")
+            assert "5 documents deleted" in told
+        library = server.service.library
+        wait_for(
+            lambda: (
+                not library.matching("") and not library.unfinished() and not server.service.store.in_state("deleting")
+            )
+        )
+        assert server.service.store.state(busy) is None and not server.service.store.owners()
+    assert "no key" in command("keys", "remove", alice_id, code=EntryNotFoundError.exit_code)
+
+
+def command(*words: str, code: int = 0) -> str:
+    """What `lift` says on both of its outputs."""
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code if not isinstance(done.exception, LiftError) else done.exception.exit_code) == code, (
+        done.output
     )
+    return str(done.exception) if isinstance(done.exception, LiftError) else done.output
+
+
+def test_it_is_not_opened_to_others_without_a_key(tiny_folder: Path, home: Path) -> None:
+    serve = ("serve", "--model", str(tiny_folder))
+    told = command(*serve, "--port", "0", "--host", "0.0.0.0", code=AddressError.exit_code)
+    assert "without a key" in told and "lift keys add" in told
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        command[command.index("--port") + 1] = str(taken.getsockname()[1])
-        done = subprocess.run([*command, "127.0.0.1"], capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == AddressError.exit_code and "Address already in use" in done.stderr
-    made = subprocess.run(
-        [sys.executable, "-m", "liftlm", "keys", "add", "me"], capture_output=True, text=True, check=True
-    )
-    assert made.stdout.startswith("lift-") and len(made.stdout.strip()) > 40
-    listed = subprocess.run(
-        [sys.executable, "-m", "liftlm", "keys", "list"], capture_output=True, text=True, check=True
-    )
-    assert (
-        listed.stdout.count("\n") == 1 and listed.stdout.endswith("  me\n") and made.stdout.strip() not in listed.stdout
-    )
+        port = str(taken.getsockname()[1])
+        assert "Address already in use" in command(*serve, "--port", port, code=AddressError.exit_code)
+    made = re.search(r"^lift-\S{40,}$", command("keys", "add", "me"), re.MULTILINE)
+    assert made is not None
+    listed = command("keys", "list")
+    assert listed.count("\n") == 1 and listed.endswith("  me\n") and made[0] not in listed
 
 
 # --- other sites ------------------------------------------------------------------------------------------------------
@@ -187,7 +234,7 @@ def test_bodies_over_the_limit_are_not_read(alice: httpx.Client) -> None:
     assert too_many.status_code == 413 and "3,000 tokens" in too_many.json()["error"]["message"]
 
 
-def test_rates_are_each_owners_own(tiny_folder: Path, tmp_path: Path) -> None:
+def test_rates_are_each_owners_own(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(
         tiny_folder, "server.uploads_per_hour=2", "server.documents_per_key=1", home=tmp_path / "home"
     ) as server:
@@ -195,14 +242,18 @@ def test_rates_are_each_owners_own(tiny_folder: Path, tmp_path: Path) -> None:
         assert server.client.post("/v1/documents", json={"text": "another text"}).status_code == 413
         refused = server.client.post("/v1/documents", json={"text": "a third"})
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 1000
+    now = 100.0
+    monkeypatch.setattr("liftlm.server.limits.time", types.SimpleNamespace(monotonic=lambda: now))
     rate = Rate(3, 0.3, "a second")
     for _ in range(3):
         rate.take("alice")
     with pytest.raises(ServerBusyError):
         rate.take("alice")
     rate.take("bob")
-    time.sleep(0.15)
+    now += 0.15
     rate.take("alice")
+    with pytest.raises(ServerBusyError):
+        rate.take("alice")
 
 
 # --- hostile files ----------------------------------------------------------------------------------------------------
@@ -279,24 +330,60 @@ def test_a_hostile_file_costs_a_bounded_worker_and_ends_in_a_sentence(name: str)
         assert 400 <= error.http_status < 500, error
     else:
         assert len(document.text) < 100_000_000
-    assert time.monotonic() - began < SMALL.reading_seconds + 5
+    assert time.monotonic() - began < SMALL.reading_seconds + 30
 
 
 def test_pages_are_counted_before_they_are_read() -> None:
     with pytest.raises(TooLargeError, match="more than 3 pages"):
-        read_upload(pdf_of(4), "a.pdf", None, SMALL)
+        read_upload(pdf_of(4), "a.pdf", None, ServerConfig(document_pages=3))
+
+
+def test_what_a_file_says_is_bounded_too() -> None:
+    with pytest.raises(TooLargeError, match="more than 60 characters"):
+        read_upload(b"Some text. " * 6, "a.txt", None, ServerConfig(document_tokens=3))
+    chatty = [sys.executable, "-c", "while True: print('x' * 10**6)"]
+    assert uploads._output(chatty, {}, Path("/"), 60, 10**6) == b""
+    silent = [sys.executable, "-c", "import time; time.sleep(60)"]
+    began = time.monotonic()
+    assert uploads._output(silent, {}, Path("/"), 1, 10**6) == b"" and time.monotonic() - began < 30
+
+
+def test_reading_files_keeps_nobody_else_waiting(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are uploaded: two are read at a time, and the others wait without a thread."""
+    free = threading.Semaphore(0)
+    reading = threading.Semaphore(0)
+
+    def read(data: bytes, name: str, *given: Any) -> Document:
+        reading.release()
+        assert free.acquire(timeout=PATIENCE)
+        return Document(name, data.decode())
+
+    monkeypatch.setattr("liftlm.server.document_routes.read_upload", read)
+    with serving(tiny_folder, home=tmp_path / "home") as server, concurrent.futures.ThreadPoolExecutor(50) as pool:
+        files = [{"file": (f"{number}.txt", f"Text {number}. {TEXT}".encode())} for number in range(50)]
+        post = server.client.post
+        sent = [pool.submit(lambda file=file: post("/v1/documents", files=file)) for file in files]
+        try:
+            assert reading.acquire(timeout=PATIENCE) and reading.acquire(timeout=PATIENCE)
+            assert server.client.post("/v1/chat/completions", json=chat("tiny-llama")).status_code == 200
+            assert not reading.acquire(blocking=False) and not any(one.done() for one in sent)
+        finally:
+            free.release(50)
+        assert {one.result().status_code for one in sent} == {202}
 
 
 def test_the_worker_has_no_secrets_and_no_paths_of_clients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     seen: list[Any] = []
-    real = subprocess.run
+    real = subprocess.Popen
 
     def spy(command: list[str], **options: Any) -> Any:
         seen.append((command, options))
         return real(command, **options)
 
-    monkeypatch.setattr(subprocess, "run", spy)
+    monkeypatch.setattr(subprocess, "Popen", spy)
     document = read_upload(b"Some text.", "../../../etc/passwd\0/..\\my_notes.TXT", None, ServerConfig())
     ((command, options),) = seen
     assert SECRET not in str(options["env"])

@@ -19,6 +19,8 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from liftlm.pauses import pausing
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -58,7 +60,8 @@ def listening(network: PreTrainedModel, listener: Callable[[AttentionCall], None
     _listener = listener
     route(network, True)
     try:
-        yield
+        with pausing(None):  # who listens is not told of what is computed in a pause
+            yield
     finally:
         _listener = before
         route(network, was_routed)

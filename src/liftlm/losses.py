@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftlm.pauses import pause
+
 _CHUNK_ELEMENTS = 3 << 22  # logits at once: 48 MiB in float32
 
 
@@ -78,6 +80,7 @@ class _HeadLoss(torch.autograd.Function):
         scores = hidden.new_empty(chunk, weight.shape[0], dtype=number_format)  # the same memory for every chunk
         wide = scores if number_format == torch.float32 else torch.empty_like(scores, dtype=torch.float32)
         for start in range(0, hidden.shape[0], chunk):
+            pause()
             part = hidden[start : start + chunk].to(number_format)
             wanted, share = targets[start : start + chunk], shares[start : start + chunk].float()
             low, error = scores[: len(part)], wide[: len(part)]

@@ -60,6 +60,7 @@ class Model:
     peft: Any = None  # PEFT's view of the network once it has held a LoRA; kept by liftlm.adapters
     decoder: Any = None  # weights laid out for single tokens, False where that cannot be; kept by liftlm.decoding
     tensor_parallel: bool = False  # whether every layer is divided over the processes of a launcher
+    tuned: Any = None  # and its layers that can hold one
     _plain_head: bool | None = None
     _packs: bool | None = None
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 keys_app = typer.Typer(
     help="Make, list and remove the keys of `lift serve`.", no_args_is_help=True, rich_markup_mode=None
 )
+KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="As `lift keys list` shows it.")]
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "multipart")
 
 
@@ -179,20 +180,56 @@ def add_key(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it i
 
 @keys_app.command("list")
 def list_keys() -> None:
-    """One line a key: id, date, name."""
-    from liftlm.server.store import Store
+    """One line a key: id, date, documents, name; and what belongs to keys that were removed, or to no key at all."""
+    from liftlm.server.store import LOCAL, Store
     from liftlm.shelf import library_home
 
-    for key_id, name, _, created in Store(library_home() / "server.sqlite").all_keys():
-        print(f"{key_id}  {datetime.datetime.fromtimestamp(created):%Y-%m-%d %H:%M}  {name}")
+    store = Store(library_home() / "server.sqlite")
+    owners = store.owners()
+    for key_id, name, _, created in store.all_keys():
+        made = f"{datetime.datetime.fromtimestamp(created):%Y-%m-%d %H:%M}"
+        print(f"{key_id}  {made}  {owners.pop(key_id, 0):>5,} documents  {name}")
+    for owner, count in owners.items():
+        what = "uploaded without a key" if owner == LOCAL else "the key was removed"
+        print(f"{owner:12}  {'-':16}  {count:>5,} documents  ({what}; `lift keys give {owner} ID` gives them to a key)")
 
 
 @keys_app.command("remove")
-def remove_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `lift keys list` shows it.")]) -> None:
-    """Make a key invalid. Its documents stay in the library."""
+def remove_key(
+    key_id: KeyArgument,
+    give_to: Annotated[str | None, typer.Option("--give-to", metavar="ID", help="Who gets its documents.")] = None,
+    delete_documents: Annotated[bool, typer.Option("--delete-documents", help="Delete them.")] = False,
+) -> None:
+    """Make a key invalid, at once. Its documents stay, seen by nobody, until they are given to another key or deleted."""
+    from liftlm.server import keys
+    from liftlm.server.store import Store
+    from liftlm.shelf import Shelf, library_home
+
+    if give_to is not None and delete_documents:
+        raise ConfigError("--give-to and --delete-documents contradict each other.", "Leave one of them out.")
+    store = Store(library_home() / "server.sqlite")
+    removed, left = store.remove_key(key_id), store.owners().get(key_id, 0)
+    if not removed and not left:
+        raise EntryNotFoundError(f"There is no key '{key_id}'.", "`lift keys list` shows all.")
+    note(f"Removed {key_id}." if removed else f"{key_id} was removed before.")
+    if left and give_to is not None:
+        note(f"{keys.give_documents(store, key_id, give_to):,} documents now belong to {give_to}.")
+    elif left and delete_documents:
+        note(f"{keys.delete_documents(store, Shelf(), key_id):,} documents deleted.")
+    elif left:
+        note(f"Nobody sees its {left:,} documents now; `lift keys give {key_id} ID` gives them to another key,")
+        note(f"`lift keys remove {key_id} --delete-documents` deletes them.")
+
+
+@keys_app.command("give")
+def give(
+    owner: Annotated[str, typer.Argument(metavar="FROM", help="A key's id, also of one that was removed, or local.")],
+    other: Annotated[str, typer.Argument(metavar="TO", help="A key's id, or local: whoever asks without a key.")],
+) -> None:
+    """Give all documents of one key to another one."""
+    from liftlm.server.keys import give_documents
     from liftlm.server.store import Store
     from liftlm.shelf import library_home
 
-    if not Store(library_home() / "server.sqlite").remove_key(key_id):
-        raise EntryNotFoundError(f"There is no key '{key_id}'.", "`lift keys list` shows all.")
-    note(f"Removed {key_id}.")
+    count = give_documents(Store(library_home() / "server.sqlite"), owner, other)
+    note(f"{count:,} documents of {owner} now belong to {other}.")

@@ -38,6 +38,7 @@ from liftlm.errors import ConfigError, InterruptedWorkError, NotEnoughMemoryErro
 from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.memory import MEMORY_ADVICE, check_memory
 from liftlm.models import Model
+from liftlm.pauses import working_seconds
 from liftlm.rows import SoftTargets, row_tensors, soft_rows
 from liftlm.schedule import Feed, Schedule, learning_rate
 from liftlm.sharded import clip_gradients, whole
@@ -64,7 +65,7 @@ def train(
     """Trains the attached adapter `name` on `examples`. With a folder: checkpoints, metrics.jsonl and resuming.
 
     feed: more examples, which arrive while training runs (see `Schedule`); in one process only. soft: the rows that
-    `Example.soft` counts in. on_step may raise InterruptedWorkError, as a signal would: the state is saved.
+    `Example.soft` counts in. on_step, and pauses, may raise InterruptedWorkError, as a signal would: the state is saved.
     Raises what the feed raises, InterruptedWorkError, NotEnoughMemoryError (predicted, or met), TrainingDivergedError.
     """
     if not examples and feed is None:
@@ -78,11 +79,10 @@ def train(
                     chosen = run.schedule.next()
                 if chosen is None:
                     return run.finish()
-                metrics = run.step(*chosen)
                 try:
-                    on_step(metrics)
-                except InterruptedWorkError:
-                    run.maybe_checkpoint(at_once=True)
+                    on_step(run.step(*chosen))
+                except InterruptedWorkError:  # raised by on_step, or in a pause of the step
+                    run.keep_what_is_done()
                     raise
                 signal = run.agree(stop.signal)
                 run.maybe_checkpoint(at_once=signal is not None)
@@ -106,9 +106,7 @@ def _interruptible(run: _Run, stop: StopRequest, feed: Feed | None) -> Iterator[
     except KeyboardInterrupt:
         if stop.signal is None:
             raise
-        if run.progress.step:
-            del run.schedule.taken[run.progress.step :]  # chosen, but not done
-            run.maybe_checkpoint(at_once=True)
+        run.keep_what_is_done()
         raise run.stopped(stop, stop.signal) from None
 
 
@@ -210,7 +208,7 @@ class _Run:
         return self.schedule.examples
 
     def step(self, epoch: int, chosen: list[int]) -> StepMetrics:
-        started = time.monotonic()
+        started = working_seconds()
         done = self.progress.step
         # dropout: independent of where the run was resumed, and not the same on every process
         torch.manual_seed(random.Random(f"{self.config.seed}/{done}/{self.share}").getrandbits(63))
@@ -230,7 +228,7 @@ class _Run:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(self.examples[index]) for index in chosen)
-        seconds = time.monotonic() - started
+        seconds = working_seconds() - started
         self.progress.advance(epoch, loss * targets, targets, tokens, seconds)
         return self._log(self._metrics(epoch, loss, rate, norm, tokens, seconds))
 
@@ -266,6 +264,7 @@ class _Run:
     # --- measuring ----------------------------------------------------------------------------------------------------
 
     def _metrics(self, epoch: int, loss: float, rate: float, norm: float, tokens: int, seconds: float) -> StepMetrics:
+        left = self.schedule.tokens - self.progress.tokens
         return StepMetrics(
             step=self.progress.step,
             steps=max(self.schedule.steps, self.progress.step),
@@ -276,9 +275,7 @@ class _Run:
             tokens=tokens,
             tokens_per_second=tokens / max(seconds, 1e-9),
             memory_bytes=current_memory(self.device),
-            seconds_left=(self.schedule.tokens - self.progress.tokens)
-            * self.progress.seconds
-            / max(self.progress.tokens, 1),
+            seconds_left=left * self.progress.seconds / max(self.progress.tokens, 1),
         )
 
     def _log(self, metrics: StepMetrics) -> StepMetrics:
@@ -297,12 +294,8 @@ class _Run:
 
     def fingerprint(self) -> str:
         """Two runs with the same one take the same steps; a checkpoint of another run is not continued."""
-        parts = [
-            self.config.recipe(),
-            self.settings.micro_batch_tokens,
-            self.accelerator.num_processes,
-            str(self.model.dtype),
-        ]
+        numbers = (self.settings.micro_batch_tokens, self.accelerator.num_processes)
+        parts = [self.config.recipe(), *numbers, str(self.model.dtype)]
         parts += ["tensor"] if self.model.tensor_parallel else []
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         digest = hashlib.sha256(canonical_json([*parts, shapes, self.model.fingerprint, torch.__version__]).encode())
@@ -343,6 +336,12 @@ class _Run:
             write_checkpoint(self.folder, self._fingerprint, *state, main=self.accelerator.is_main_process)
             self.accelerator.wait_for_everyone()
             self._saved_at = time.monotonic()
+
+    def keep_what_is_done(self) -> None:
+        """Saves at once, without the step that was chosen and not done."""
+        if self.progress.step:
+            del self.schedule.taken[self.progress.step :]
+            self.maybe_checkpoint(at_once=True)
 
     def stopped(self, stop: StopRequest, signal: int) -> InterruptedWorkError:
         """The error that says how far it got."""

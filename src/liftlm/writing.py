@@ -19,6 +19,7 @@ from liftlm.config import AnsweringConfig, LiftConfig
 from liftlm.documents import Document
 from liftlm.generating import Prompt, generate
 from liftlm.models import Model
+from liftlm.pauses import pause
 from liftlm.prompts import Turn, encode_text, render_prompt
 from liftlm.storage import write_errors
 from liftlm.tasks import Task, write_tasks_file
@@ -31,6 +32,7 @@ from liftlm.tasks.stream import TaskStream
 
 TASKS_FILE = "tasks.jsonl"
 _REPLIES_FILE = "replies.jsonl"  # the llm writer's own cache
+_LOOK_SECONDS = 0.1  # between two pauses while a server is waited for
 _SELF_TOKENS = 48  # of a question and its answer
 
 
@@ -167,9 +169,12 @@ class ArrivingTasks:
         if self._source is None:
             self._source = self._open()
         if isinstance(self._source, TaskStream):
-            tasks = self._source.poll(None if wait else 0.0)
-            self._ended = self._source.finished
-            return tasks
+            while True:
+                tasks = self._source.poll(_LOOK_SECONDS if wait else 0.0)
+                self._ended = self._source.finished
+                if not wait or tasks is not None or self._ended:
+                    return tasks
+                pause()
         if not wait and self.count and self.slow:
             return None
         tasks = next(self._source, None)

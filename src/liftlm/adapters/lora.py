@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
@@ -98,14 +99,19 @@ class LoraAdapter:
                 "Change adapter.target_modules ('all-linear' fits every model).",
             ) from error
         self._config = config
+        self._model.tuned = [part for part in model.network.modules() if isinstance(part, BaseTunerLayer)]
+        marks = (f".lora_A.{name}.", f".lora_B.{name}.", f"{_LENGTHS}{name}.")
+        self._own = {path: p for path, p in model.network.named_parameters() if any(mark in path for mark in marks)}
+        self._trainable: list[Parameter] | None = None  # of those, once PEFT has said it
+        self._strength = 1.0
         if model.tensor_parallel:
             self._join_parts(config, seed)
         # DoRA's lengths of the weights' columns as they are without any change
-        self._lengths = {name: p.detach().clone() for name, p in self.parameters().items() if _LENGTHS in name}
+        self._lengths = {path: p.detach().clone() for path, p in self._own.items() if _LENGTHS in path}
         self._whole: dict[str, Tensor] = {}  # the learnt lengths while others between them and those are on
         network: torch.nn.Module = self._model.network
         network.train(network.training)  # PEFT's new dropout layers would act while answering
-        self.switch_off()
+        self._model.peft.base_model.disable_adapter_layers()
 
     def _join_parts(self, config: Any, seed: int) -> None:
         """Under tensor parallel: the starting weights that a single process would draw, divided as the layers are."""
@@ -134,9 +140,7 @@ class LoraAdapter:
         set_peft_model_state_dict(self._model.peft, start, adapter_name=self._name)
 
     def parameters(self) -> dict[str, Parameter]:
-        marks = (f".lora_A.{self._name}.", f".lora_B.{self._name}.", f"{_LENGTHS}{self._name}.")
-        network: torch.nn.Module = self._model.network
-        return {name: p for name, p in network.named_parameters() if any(mark in name for mark in marks)}
+        return dict(self._own)
 
     def tensors(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = get_peft_model_state_dict(
@@ -157,20 +161,33 @@ class LoraAdapter:
 
     def switch_on(self, training: bool, strength: float = 1.0) -> None:
         self._scale(strength)
-        self._model.peft.base_model.enable_adapter_layers()
-        self._model.peft.base_model.set_adapter(self._name, inference_mode=not training)
+        tuner = self._model.peft.base_model
+        if training and self._trainable is None:
+            tuner.enable_adapter_layers()
+            tuner.set_adapter(self._name)
+            self._trainable = [p for p in self._own.values() if p.requires_grad]
+            return
+        # what PEFT does there, without its walk over the network and over all adapters: a server switches many times a second
+        for layer in self._model.tuned:
+            layer._active_adapter, layer._disable_adapters = [self._name], False
+        tuner.active_adapter = self._name
+        for parameter in self._trainable or [] if training else []:
+            parameter.requires_grad_(True)
 
     def switch_off(self) -> None:
-        self._model.peft.base_model.disable_adapter_layers()
+        for layer in self._model.tuned:
+            layer._disable_adapters = True
+        for parameter in self._trainable or []:
+            parameter.requires_grad_(False)
         self._scale(1.0)
 
     def _scale(self, strength: float) -> None:
-        network: Any = self._model.network
-        for module in network.modules():
-            scaling = getattr(module, "scaling", None)  # attention modules have a number of that name
-            if isinstance(scaling, dict) and self._name in scaling:
-                module.set_scale(self._name, strength)
-        own = self.parameters() if self._lengths else {}
+        if strength == self._strength:
+            return
+        self._strength, own = strength, self._own
+        for layer in self._model.tuned:
+            if self._name in layer.scaling:
+                layer.set_scale(self._name, strength)
         for name, learnt in self._whole.items():
             own[name].data = learnt
         self._whole = {name: own[name].data for name in self._lengths} if strength != 1 else {}
@@ -224,7 +241,7 @@ class LoraAdapter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._model.peft.delete_adapter(self._name)
-        self.switch_off()
+        self._model.peft.base_model.disable_adapter_layers()  # PEFT switches another one on
 
 
 def _linear_layers(model: Model) -> list[str]:

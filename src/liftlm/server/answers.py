@@ -24,7 +24,7 @@ from liftlm.server.opened import Opened, OpenedEntries
 from liftlm.server.prefixes import PrefixCache
 from liftlm.server_config import ServerConfig
 
-_STEPS = 8  # tokens of one document's batch before another's turn: switching adapters takes as long as one
+_STEPS = 8  # tokens of one document's batch before another's turn, or a prompt's
 _STALL_SECONDS = 1.0  # that running answers may wait for prompts: batches are worth filling first
 
 

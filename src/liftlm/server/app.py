@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -19,6 +20,7 @@ from liftlm.server.replies import error_reply, errors_of, handle_errors
 from liftlm.server.service import Service
 
 log = logging.getLogger("liftlm.server")
+_READING_AT_ONCE = 2  # files; others wait without a thread and with their content on the disk
 _FORM_ROOM = 2**16  # bytes of a form around its file
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -33,6 +35,7 @@ def make_app(service: Service, *, hosts: Iterable[str] = (), log_content: bool =
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        app.state.reading = asyncio.Semaphore(_READING_AT_ONCE)
         service.start(app.state.on_failure)
         yield
         service.stop()

@@ -11,7 +11,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -108,11 +108,11 @@ async def chat(body: ChatRequest, request: Request, owner: Owner, service: Serve
     )
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
     hearing.begin(service, request, [asked])
+    if request.app.state.log_content:
+        hearing.at_end = lambda texts: log.info("asked %r, answered %r", talk.questions[-1], texts[0])
     if body.stream:
         return await _streamed(hearing, lambda: _chat_chunks(hearing, head, body.with_usage))
     texts, (end,) = await _all(hearing, 1)
-    if request.app.state.log_content:
-        log.info("asked %r, answered %r", talk.questions[-1], texts[0])
     message = {"role": "assistant", "content": texts[0]}
     choice = {"index": 0, "message": message, "finish_reason": end.ending, "logprobs": None}
     return {**head, "object": "chat.completion", "choices": [choice], "usage": _usage([end])}
@@ -162,6 +162,8 @@ async def complete(body: CompletionRequest, request: Request, owner: Owner, serv
         "object": "text_completion",
     }
     hearing.begin(service, request, asked)
+    if request.app.state.log_content:
+        hearing.at_end = lambda texts: log.info("continued %r with %r", body.prompt, texts)
     if body.stream:
         return await _streamed(hearing, lambda: _text_chunks(service, hearing, body, head))
     texts, ends = await _all(hearing, len(asked))
@@ -175,8 +177,6 @@ async def complete(body: CompletionRequest, request: Request, owner: Owner, serv
         choices.append(
             {"index": index, "text": before + texts[index], "finish_reason": ends[index].ending, "logprobs": logprobs}
         )
-    if request.app.state.log_content:
-        log.info("continued %r with %r", body.prompt, texts)
     return {**head, "choices": choices, "usage": _usage(ends)}
 
 
@@ -237,6 +237,8 @@ class _Hearing:
         self._request: Request | None = None
         self.began: dict[int, Began] = {}
         self.choices: dict[int, list[Choice]] = {}
+        self.texts: list[str] = []
+        self.at_end: Callable[[list[str]], None] = lambda texts: None
 
     def teller(self, index: int) -> Any:
         def tell(told: Told) -> None:
@@ -249,6 +251,7 @@ class _Hearing:
         """Queues them. Raises ServerBusyError, NotReadyError."""
         service.engine.ask(asked)
         self._asked, self._open, self._request = asked, len(asked), request
+        self.texts = [""] * len(asked)
 
     async def first(self) -> None:
         """Waits until something is heard. Raises a failure while it can still be an HTTP status."""
@@ -264,10 +267,12 @@ class _Hearing:
                     self.began[index] = told
                 elif isinstance(told, Piece):
                     self.choices.setdefault(index, []).extend(told.choices)
+                    self.texts[index] += told.text
                 elif isinstance(told, Ended):
                     self._open -= 1
                 yield index, told
         finally:
+            self.at_end(self.texts)
             self.leave()
 
     def leave(self) -> None:
@@ -303,14 +308,12 @@ class _Hearing:
 
 async def _all(hearing: _Hearing, count: int) -> tuple[list[str], list[Ended]]:
     """Whole texts and their endings."""
-    texts, ends = [""] * count, {}
+    ends: dict[int, Ended] = {}
     async for index, told in hearing.heard():
-        if isinstance(told, Piece):
-            texts[index] += told.text
-        elif isinstance(told, Ended):
+        if isinstance(told, Ended):
             ends[index] = told
     hearing.choices = {index: hearing.choices.get(index, []) for index in range(count)}
-    return texts, [ends[index] for index in range(count)]
+    return hearing.texts, [ends[index] for index in range(count)]
 
 
 async def _streamed(hearing: _Hearing, chunks: Any) -> Response:

@@ -78,7 +78,7 @@ async def upload(request: Request, owner: Owner, service: Served) -> Any:
     if kind == "multipart/form-data":
         most = service.config.server.upload_megabytes * 2**20
         async with request.form(max_files=1, max_fields=len(_FIELDS), max_part_size=most) as form:
-            given = await _read_form(service, form)
+            given = await _read_form(request, service, form)
     elif kind == "application/json":
         given = _read_json(await request.body())
     else:
@@ -196,7 +196,7 @@ def _read_json(body: bytes) -> Upload:
     return _upload(new, Document(clean_title(new.title or "") or _first_words(new.text), _lines(new.text), "text"))
 
 
-async def _read_form(service: Service, form: FormData) -> Upload:
+async def _read_form(request: Request, service: Service, form: FormData) -> Upload:
     unknown = [name for name in form if name not in (*_FIELDS, "file")]
     if unknown:
         raise InvalidRequestError(
@@ -218,8 +218,9 @@ async def _read_form(service: Service, form: FormData) -> Upload:
         return _upload(new, Document(clean_title(new.title or "") or _first_words(new.text), _lines(new.text), "text"))
     if not isinstance(file, UploadFile):
         raise InvalidRequestError("The file is not a file.", "", parameter="file")
-    data = await file.read()
-    document = await run_in_threadpool(read_upload, data, file.filename or "", new.title, service.config.server)
+    async with request.app.state.reading:
+        data, name = await file.read(), file.filename or ""
+        document = await run_in_threadpool(read_upload, data, name, new.title, service.config.server)
     return _upload(new, document)
 
 

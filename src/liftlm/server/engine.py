@@ -2,9 +2,10 @@
 
     1. questions and jobs are queued by any thread (`ask`, `absorb`, `call`)
     2. the thread answers as long as somebody asks, many at once (`answers`)
-    3. when there is a job, it trains; after every training step it answers for a while (`_answer_between_steps`)
+    3. when there is a job, it absorbs; between two layers of the network, forwards and backwards, and after every step, it
+       answers for a while (`_meanwhile`)
 
-So a question waits at most one training step for its first work, and training goes on however many ask. HTTP, users and the
+So a question waits for a piece of a training step at most, and training goes on however many ask. HTTP, users and the
 database are not known here: who is to hear of a job is told by `JobWatch`.
 """
 
@@ -27,13 +28,18 @@ from liftlm.documents import Document
 from liftlm.errors import EntryNotFoundError, InterruptedWorkError, NotReadyError, ServerBusyError
 from liftlm.library import Library
 from liftlm.models import Model
+from liftlm.pauses import pause, pausing
 from liftlm.server.answers import Answers, Asked
+from liftlm.server.interruptions import Aside, pause_at_layers
 from liftlm.server.metrics import Metrics
 from liftlm.server.opened import OpenedEntries
 from liftlm.training import StepMetrics
 
 T = TypeVar("T")
 _STOPPING = "The server is stopping."
+_PIECE_SECONDS = (
+    0.05  # of training, before it is interrupted in the middle of a step: switching takes some milliseconds
+)
 
 
 class CancelledJob(Exception):
@@ -43,9 +49,11 @@ class CancelledJob(Exception):
 class JobWatch(Protocol):
     """Hears of a job, on the engine's thread."""
 
-    def started(self, entry_id: str) -> None: ...
+    def started(self, entry_id: str) -> bool:
+        """Whether it is still wanted."""
 
-    def step(self, entry_id: str, metrics: StepMetrics) -> None: ...
+    def step(self, entry_id: str, metrics: StepMetrics) -> bool:
+        """Whether it is still wanted."""
 
     def ready(self, entry_id: str, adapter: Adapter) -> None: ...
 
@@ -63,6 +71,7 @@ class Job:
     config: LiftConfig
     priority: int = 0
     cancelled: bool = False
+    step_ended: bool = False  # just now
 
 
 @dataclass
@@ -86,6 +95,7 @@ class Engine:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="liftlm-engine", daemon=True)
         self._job: Job | None = None
+        self._looked = 0.0  # when absorbing last gave way to questions, or could have
         self._counted = {"adapter": (0, 0), "prefix": (0, 0)}
         self.model: Model | None = None
         self.failure: BaseException | None = None  # of loading the model
@@ -266,12 +276,14 @@ class Engine:
         assert self.model is not None
         entry_id = job.entry_id
         try:
-            if job.cancelled:
+            if job.cancelled or not self._watch.started(entry_id):
                 raise CancelledJob
-            self._watch.started(entry_id)
-            adapter, _ = self.library.absorb_once(
-                job.document, self.model, job.config, on_step=lambda metrics: self._after_step(job, metrics)
-            )
+            self._looked = time.monotonic()
+            aside = Aside(self.model, entry_id)
+            with pausing(lambda: self._meanwhile(job, aside)), pause_at_layers(self.model.network):
+                adapter, _ = self.library.absorb_once(
+                    job.document, self.model, job.config, on_step=lambda metrics: self._after_step(job, metrics)
+                )
             self._opened.add(adapter)
             self._watch.ready(entry_id, adapter)
         except CancelledJob:
@@ -287,28 +299,35 @@ class Engine:
             self._metrics.absorb_speed.set(0)
 
     def _after_step(self, job: Job, metrics: StepMetrics) -> None:
-        seconds = metrics.tokens / metrics.tokens_per_second
-        self._metrics.step_seconds.observe(seconds)
+        self._metrics.step_seconds.observe(metrics.tokens / metrics.tokens_per_second)
         self._metrics.absorb_speed.set(metrics.tokens_per_second)
         self._metrics.absorbed_tokens.inc(metrics.tokens)
-        self._watch.step(job.entry_id, metrics)
-        self._answer_between_steps(seconds)
+        job.cancelled = not self._watch.step(job.entry_id, metrics) or job.cancelled
+        job.step_ended = True
+        pause()
+
+    def _meanwhile(self, job: Job, aside: Aside) -> None:
+        """In a pause of absorbing: questions, where there are any and the last pause was not a moment ago. May end the job."""
+        step_ended, job.step_ended = job.step_ended, False
+        piece = time.monotonic() - self._looked
+        if piece < _PIECE_SECONDS and not step_ended:
+            return
+        self._metrics.piece_seconds.observe(piece)
+        if self._queues.asked or self._queues.calls or self._answers.busy:
+            with aside.set_aside():
+                self._accept()
+                if step_ended:
+                    self._answers.trained()
+                self._answer_for(piece)
+        self._looked = time.monotonic()
         if self._stopping:
             raise InterruptedWorkError(_STOPPING, "The job continues when the server is started again.")
         if job.cancelled:
             raise CancelledJob
 
-    def _answer_between_steps(self, step_seconds: float) -> None:
+    def _answer_for(self, piece: float) -> None:
         """Until nobody asks; or until answering had its share of the time and all who waited have their first token."""
-        assert self.model is not None
-        network = self.model.network
         share = self.config.server.answering_share
         began = time.monotonic()
-        end = began + step_seconds * share / (1 - share)
-        network.eval()
-        try:
-            self._accept()
-            self._answers.trained()
-            self._answer(lambda: time.monotonic() >= end and not self._answers.unanswered_since(began))
-        finally:
-            network.train()
+        end = began + piece * share / (1 - share)
+        self._answer(lambda: time.monotonic() >= end and not self._answers.unanswered_since(began))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from liftlm.absorbing import Adapter
-from liftlm.errors import LiftError
+from liftlm.errors import LiftError, WriterUnreachableError
 from liftlm.server.store import Store
 from liftlm.training import StepMetrics
 
@@ -54,16 +54,16 @@ class Jobs:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_put, queue)
 
-    def started(self, entry_id: str) -> None:
+    def started(self, entry_id: str) -> bool:
         log.info("absorbing %s", entry_id)
-        self._update(entry_id, "absorbing", ("queued", "absorbing"), started=time.time())
+        return self._update(entry_id, "absorbing", ("queued", "absorbing"), started=time.time())
 
-    def step(self, entry_id: str, metrics: StepMetrics) -> None:
+    def step(self, entry_id: str, metrics: StepMetrics) -> bool:
         now = time.monotonic()
         if now - self._stored_at < _STORE_SECONDS and metrics.step < metrics.steps:
-            return
+            return True
         self._stored_at = now
-        self._update(
+        done = self._update(
             entry_id,
             "absorbing",
             ("absorbing",),
@@ -73,6 +73,7 @@ class Jobs:
             speed=metrics.tokens_per_second,
             seconds_left=metrics.seconds_left,
         )
+        return done or self._store.state(entry_id) not in ("deleting", None)  # by `lift keys remove`, say
 
     def ready(self, entry_id: str, adapter: Adapter) -> None:
         report = adapter.report
@@ -88,11 +89,19 @@ class Jobs:
             seconds_left=0.0,
             finished=time.time(),
         )
+        if self._store.state(entry_id) == "deleting":  # a moment ago, by another process
+            self._on_cancelled(entry_id)
 
     def failed(self, entry_id: str, error: BaseException) -> None:
         # the text of an unexpected error may hold the document's; a LiftError is a sentence for its owner
         log.error("absorbing %s failed: %s", entry_id, type(error).__name__)
-        told = str(error) if isinstance(error, LiftError) else f"A defect of the server ({type(error).__name__})."
+        if isinstance(error, WriterUnreachableError):  # whose address is the operator's matter
+            log.error("%s", error)
+            told = "The server that writes tasks could not do it. What it wrote is kept; uploading again continues."
+        elif isinstance(error, LiftError):
+            told = str(error)
+        else:
+            told = f"A defect of the server ({type(error).__name__})."
         self._update(entry_id, "failed", ("queued", "absorbing"), error=told, finished=time.time())
 
     def cancelled(self, entry_id: str) -> None:

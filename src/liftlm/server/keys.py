@@ -5,12 +5,14 @@ A key has 256 random bits, so that a plain SHA-256 cannot be searched and needs 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
 
-from liftlm.errors import NotAuthorizedError
+from liftlm.errors import EntryNotFoundError, LibraryBusyError, NotAuthorizedError
 from liftlm.server.store import LOCAL, Store
+from liftlm.shelf import Shelf
 
 _PREFIX = "lift-"
 
@@ -42,6 +44,30 @@ def owner_of(store: Store, authorization: str | None, required: bool) -> str:
             "Send it as `Authorization: Bearer KEY`; `lift keys add NAME` makes one.",
         )
     return owner
+
+
+def give_documents(store: Store, owner: str, other: str) -> int:
+    """From a key, also one that was removed, or from LOCAL, to a key or LOCAL; how many. Raises EntryNotFoundError."""
+    if other != LOCAL and other not in {key_id for key_id, *_ in store.all_keys()}:
+        raise EntryNotFoundError(f"There is no key '{other}'.", "`lift keys list` shows all.")
+    if owner == other or owner not in store.owners():
+        raise EntryNotFoundError(f"'{owner}' has no documents to give away.", "`lift keys list` shows who has some.")
+    return store.give(owner, other)
+
+
+def delete_documents(store: Store, shelf: Shelf, owner: str) -> int:
+    """All of an owner's, and what was learnt from those that nobody else has; how many.
+
+    One that is being absorbed is left to the running server, which gives it up at its next step.
+    """
+    records = store.documents(owner)
+    for record in records:
+        if store.remove(owner, record.id):
+            with contextlib.suppress(LibraryBusyError):
+                with contextlib.suppress(EntryNotFoundError):
+                    shelf.remove(record.id)
+                store.forget([record.id])
+    return len(records)
 
 
 def _digest(key: str) -> bytes:

@@ -29,6 +29,8 @@ class Metrics:
         waited = "Training steps between a question's arrival and its first token"
         self.steps_waited = self._histogram("training_steps_waited", waited, (0, 1, 2, 5))
         self.step_seconds = self._histogram("training_step_seconds", "Of one training step", _SECONDS)
+        piece = "Absorbing between two moments at which it gives way to questions"
+        self.piece_seconds = self._histogram("absorbing_piece_seconds", piece, _SECONDS)
         self.answer_speed = self._histogram(
             "answer_tokens_per_second",
             "Of one answer, after its first token",

@@ -1,6 +1,6 @@
 """A process of its own that turns one uploaded file into text, with little memory, little time and nothing else to reach.
 
-    python -m liftlm.server.reading_worker FILE MEGABYTES SECONDS PAGES
+    python -m liftlm.server.reading_worker FILE MEGABYTES SECONDS PAGES CHARACTERS
 
 Prints one line of JSON: {"title", "text"} or {"error", "message", "next_step"}. Whatever a hostile file makes a parser do happens
 here and ends with the process. Knows nothing of the server.
@@ -21,13 +21,13 @@ _OUTPUT_BYTES = 0  # it writes no files
 
 def main() -> None:
     """Limits first, then the file."""
-    path, megabytes, seconds, pages = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+    path, megabytes, seconds, pages, characters = Path(sys.argv[1]), *map(int, sys.argv[2:6])
     _limit(resource.RLIMIT_AS, megabytes * 2**20)
     _limit(resource.RLIMIT_CPU, seconds)
     _limit(resource.RLIMIT_FSIZE, _OUTPUT_BYTES)
     _limit(resource.RLIMIT_CORE, 0)
     try:
-        result = _read(path, pages)
+        result = _read(path, pages, characters)
     except (MemoryError, errors.NotEnoughMemoryError):
         result = {"error": "MemoryError", "message": "", "next_step": ""}
     except errors.LiftError as error:
@@ -41,13 +41,15 @@ def _limit(kind: int, most: int) -> None:
     resource.setrlimit(kind, (most, most))
 
 
-def _read(path: Path, pages: int) -> dict[str, str]:
+def _read(path: Path, pages: int, characters: int) -> dict[str, str]:
     from liftlm.documents import load_document
 
     data = path.read_bytes()
     if b"%PDF-" in data[:1024]:
         _count_pages(data, pages)
     document = load_document(path)
+    if len(document.text) > characters:
+        raise errors.TooLargeError(f"The document has more than {characters:,} characters.", "Upload it in parts.")
     return {"title": document.title, "text": document.text}
 
 

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,12 @@ from liftlm.server.jobs import Jobs
 from liftlm.server.limits import Rate
 from liftlm.server.metrics import Metrics
 from liftlm.server.store import LOCAL, NewEntry, Record, Store
+from liftlm.server.uploads import CHARACTERS_A_TOKEN
 from liftlm.shelf import Entry
 from liftlm.writing import TASKS_FILE
 
 log = logging.getLogger("liftlm.server")
 _LOOK_SECONDS = 2.0  # between two looks for entries that the command line added
-_CHARACTERS_A_TOKEN = 20  # a text with more of them than tokens are allowed is not even counted
 _GROUPS = ("segments", "tasks", "adapter", "training", "seed")  # what a client may set
 
 
@@ -60,15 +60,17 @@ class Upload:
     priority: int = 0
 
 
+class _Reader:
+    """A tokenizer of its own, as two threads must not use one at once."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.lock = dataclasses.replace(model, tokenizer=copy.deepcopy(model.tokenizer)), threading.Lock()
+
+
 class Service:
     """config: the operator's settings; keys_required: whether nobody is served without a key."""
 
     def __init__(self, config: LiftConfig, *, home: Path | None = None, keys_required: bool = False) -> None:
-        if config.tasks.writer in ("llm", "self"):
-            raise ConfigError(
-                f"tasks.writer={config.tasks.writer} would keep answers waiting while tasks are written.",
-                "Let the server use extractive or none; `lift absorb` uses any writer on the same library.",
-            )
         self.config, self.library, self.metrics = config, Library(home), Metrics()
         self.store = Store(self.library.home / "server.sqlite")
         self.keys_required = keys_required or bool(self.store.all_keys())
@@ -78,8 +80,9 @@ class Service:
         self.uploads = Rate(config.server.uploads_per_hour, 3600, "uploads an hour")
         self.started = time.time()
         self.answer_stops: tuple[str, ...] = ()  # texts that end an answer of this model
-        self._reader: Model | None = None  # the model with a tokenizer of its own, for other threads than the engine's
-        self._reading = threading.Lock()
+        self._readers: tuple[_Reader, _Reader] | None = (
+            None  # of uploads, which takes seconds for a long one, and of replies
+        )
         self._looked = 0.0
         self._ready = threading.Event()
 
@@ -114,17 +117,18 @@ class Service:
 
     def _load(self) -> Model:
         model = load_model(self.config.model.name, self.config.model)
-        self._reader = dataclasses.replace(model, tokenizer=copy.deepcopy(model.tokenizer))
+        self._readers = (_Reader(model), _Reader(model))
         self.answer_stops = tuple(answer_stops(model.tokenizer))
         return model
 
     @contextlib.contextmanager
-    def _tokenizer(self) -> Any:
-        """The model's tokenizer and identity. Tokenizers must not be used by two threads at once."""
-        if self._reader is None or not self.ready:
+    def _tokenizer(self, *, of_replies: bool = False) -> Iterator[Model]:
+        """The model's tokenizer and identity, for other threads than the engine's."""
+        if self._readers is None or not self.ready:
             raise NotReadyError("The model is still being loaded.", "Try again in a few seconds.")
-        with self._reading:
-            yield self._reader
+        reader = self._readers[of_replies]
+        with reader.lock:
+            yield reader.model
 
     @property
     def base_name(self) -> str:
@@ -134,14 +138,15 @@ class Service:
         )
 
     def decode(self, tokens: list[int]) -> str:
-        with self._tokenizer() as reader:
+        with self._tokenizer(of_replies=True) as reader:
             return str(reader.decode(tokens))
 
     def token_texts(self, tokens: list[int]) -> list[str]:
         """Each token alone; one that is no whole character as the tokenizer's own name for it."""
-        with self._tokenizer() as reader:
-            texts = [str(reader.tokenizer.decode([token])) for token in tokens]
-            names = reader.tokenizer.convert_ids_to_tokens(tokens)
+        with self._tokenizer(of_replies=True) as reader:
+            tokenizer: Any = reader.tokenizer
+            texts = [str(tokenizer.decode([token])) for token in tokens]
+            names = tokenizer.convert_ids_to_tokens(tokens)
         return [str(name) if "\ufffd" in text else text for text, name in zip(texts, names, strict=True)]
 
     # --- documents ----------------------------------------------------------------------------------------------------
@@ -150,7 +155,7 @@ class Service:
         """Queues a document, unless the owner has it already. Raises TooLargeError, InvalidRequestError, ConfigError."""
         document, limits = given.document, self.config.server
         config, settings = self._settings(given.settings)
-        if len(document.text) > limits.document_tokens * _CHARACTERS_A_TOKEN:
+        if len(document.text) > limits.document_tokens * CHARACTERS_A_TOKEN:
             raise _too_long(limits.document_tokens)
         with self._tokenizer() as reader:
             tokens = len(reader.encode(document.text))
@@ -280,8 +285,13 @@ class Service:
                 tree[group] = {k: v for k, v in tree[group].items() if k == "segment_tokens"}
             tree[group] = values if group == "seed" else tree[group] | values
         config = parse_config(tree, "the document's settings")
-        if config.tasks.writer in ("llm", "self") or config.tasks.llm != self.config.tasks.llm:
-            raise ConfigError("Tasks of a server's documents are written by extractive or none.", "")
+        writers = {
+            "extractive",
+            "none",
+            self.config.tasks.writer,
+        }  # another server's address, or its bill, is no client's matter
+        if config.tasks.writer not in writers or config.tasks.llm != self.config.tasks.llm:
+            raise ConfigError(f"Tasks of this server's documents are written by {' or '.join(sorted(writers))}.", "")
         if config.adapter.kind != self.config.adapter.kind or config.adapter.rank > max(256, self.config.adapter.rank):
             raise ConfigError("Another kind of adapter, or a rank over 256, is not for clients to set.", "")
         if config.training.epochs > self.config.server.document_epochs or config.tasks.per_sentence > 20:

@@ -258,7 +258,24 @@ class Store:
         )
 
     def remove_key(self, key_id: str) -> bool:
+        """Its documents stay: `owners` tells of them."""
         return bool(self._run("DELETE FROM keys WHERE id = ? RETURNING id", key_id))
+
+    def owners(self) -> dict[str, int]:
+        """How many documents each owner has, of those who have any: keys, keys that were removed, and LOCAL."""
+        rows = self._run("SELECT owner, count(*) AS n FROM documents GROUP BY owner ORDER BY owner")
+        return {row["owner"]: row["n"] for row in rows}
+
+    def give(self, owner: str, other: str) -> int:
+        """All documents of one owner to another one; how many. An alias that the other one uses already is dropped."""
+        with self._lock, self._database:
+            self._database.execute("BEGIN IMMEDIATE")
+            count = self.count(owner)
+            taken = "SELECT alias FROM documents WHERE owner = ? AND alias IS NOT NULL"
+            self._run(f"UPDATE documents SET alias = NULL WHERE owner = ? AND alias IN ({taken})", owner, other)
+            self._run("UPDATE OR IGNORE documents SET owner = ? WHERE owner = ?", other, owner)
+            self._run("DELETE FROM documents WHERE owner = ?", owner)  # both had them
+            return count
 
 
 def _record(row: sqlite3.Row) -> Record:

@@ -20,7 +20,8 @@ from liftlm.documents import MAX_TITLE_CHARACTERS, Document
 from liftlm.server_config import ServerConfig
 from liftlm.storage import write_errors
 
-_AT_ONCE = threading.BoundedSemaphore(2)  # worker processes
+CHARACTERS_A_TOKEN = 20  # a text with more of them than tokens are allowed is not even counted
+_BYTES_A_CHARACTER = 12  # of JSON, at most: a pair of escapes
 _NAME = "upload"
 
 
@@ -28,7 +29,7 @@ def read_upload(data: bytes, file_name: str, title: str | None, config: ServerCo
     """Text and title of a file's content. Raises what `load_document` raises, TooLargeError and UnreadableDocumentError."""
     shown = clean_title(re.split(r"[/\\]", file_name)[-1]) or _NAME
     suffix = re.search(r"\.[A-Za-z0-9]{1,8}$", shown)
-    with tempfile.TemporaryDirectory(prefix="liftlm-upload-") as folder, _AT_ONCE:
+    with tempfile.TemporaryDirectory(prefix="liftlm-upload-") as folder:
         path = Path(folder) / f"{_NAME}{suffix[0].lower() if suffix else ''}"
         with write_errors(path):
             path.write_bytes(data)
@@ -49,21 +50,19 @@ def clean_title(text: str) -> str:
 
 
 def _run(path: Path, config: ServerConfig) -> dict[str, Any]:
-    limits = (config.reading_megabytes, config.reading_seconds, config.document_pages)
+    characters = config.document_tokens * CHARACTERS_A_TOKEN
+    limits = (config.reading_megabytes, config.reading_seconds, config.document_pages, characters)
     command = [sys.executable, "-m", "liftlm.server.reading_worker", str(path), *map(str, limits)]
     # no keys and no proxies of ours; one thread, since every thread's stack counts as memory
     environment = {
         name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV")
     }
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HOME": str(path.parent)}
+    said = _output(command, environment, path.parent, config.reading_seconds, characters * _BYTES_A_CHARACTER + 2**16)
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=config.reading_seconds, cwd=path.parent,
-            env=environment, check=False,
-        )  # fmt: skip
-        result = json.loads(done.stdout) if done.returncode == 0 else {"error": "MemoryError"}
-    except (subprocess.TimeoutExpired, ValueError):
-        result = {"error": "TimeoutError"}
+        result = json.loads(said)
+    except ValueError:
+        result = {"error": "MemoryError"}
     if not isinstance(result, dict) or result.get("error") in ("MemoryError", "TimeoutError"):
         raise errors.UnreadableDocumentError(
             f"Reading the file took more than {config.reading_seconds} seconds or {config.reading_megabytes} MB of memory, or "
@@ -71,6 +70,23 @@ def _run(path: Path, config: ServerConfig) -> dict[str, Any]:
             "Convert it to plain text, or upload it in parts.",
         )
     return result
+
+
+def _output(command: list[str], environment: dict[str, str], folder: Path, seconds: int, most: int) -> bytes:
+    """What the worker says, if it ends in time and does not say too much; else nothing."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=folder, env=environment
+    ) as worker:  # fmt: skip
+        clock = threading.Timer(seconds, worker.kill)
+        clock.start()
+        try:
+            assert worker.stdout is not None
+            said = worker.stdout.read(most + 1)
+            if len(said) > most:
+                worker.kill()
+        finally:
+            clock.cancel()
+    return said if worker.returncode == 0 else b""
 
 
 def _named(result: dict[str, Any], name: str, shown: str) -> errors.LiftError:

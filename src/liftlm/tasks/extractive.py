@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from liftlm.pauses import pause
 from liftlm.tasks.sentences import Sentence, split_into_sentences
 from liftlm.tasks.task import Task
 
@@ -96,6 +97,7 @@ def write_extractive_tasks(text: str, per_sentence: int, seed: int = 0) -> list[
     writer = _Writer(sentences, draw)
     tasks: list[Task] = []
     for index, sentence in enumerate(sentences):
+        pause()
         tasks += writer.tasks_of(index, per_sentence)
         if per_sentence > 1 and index % 4 == 3:
             tasks += writer.order(sentence)

@@ -88,7 +88,11 @@ async function loadDocuments() {
   const search = $("search").value.trim();
   const reply = await call(`/v1/documents?search=${encodeURIComponent(search.slice(0, 200))}`);
   state.documents = (await reply.json()).data;
-  const list = $("documents");
+  showList();
+}
+
+function showList() {
+  const search = $("search").value.trim(), list = $("documents");
   const focused = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.id : null;
   list.replaceChildren(...state.documents.map(listed));
   if (focused) list.querySelector(`[data-id="${focused}"]`)?.focus();
@@ -217,13 +221,15 @@ async function follow(card) {
       const now = JSON.parse(event.data);
       if (state.open === null || state.open.id !== now.id) return;
       show(now);
+      state.documents = state.documents.map((known) => (known.id === now.id ? now : known));
+      showList();
       await drawCurve();
       if (now.state === "ready") {
         chooseTab("chat");
         $("question").focus();
       }
-      await loadDocuments();
     }
+    await loadDocuments();
   } catch (error) {
     complain(error);
   }
@@ -266,6 +272,13 @@ function chooseTab(name) {
 
 // --- asking ----------------------------------------------------------------------------------------------------------
 
+// what is written above the question box must not push it out of sight, unless the reader has scrolled away from it
+function keepUp(write) {
+  const near = $("ask").getBoundingClientRect().bottom <= window.innerHeight + 120;
+  write();
+  if (near) $("ask").scrollIntoView({ block: "end" });
+}
+
 async function ask(event) {
   event.preventDefault();
   const question = $("question").value.trim(), card = state.open;
@@ -284,7 +297,7 @@ async function ask(event) {
   $("question").value = "";
   $("send").hidden = true;
   $("stop").hidden = false;
-  $("talk").append(turn.element);
+  keepUp(() => $("talk").append(turn.element));
   const compare = $("compare").checked;
   const messages = [];
   for (const earlier of turns) {
@@ -308,8 +321,7 @@ async function stream(place, heading, body, stopper) {
   box.setAttribute("aria-busy", "true");
   title.textContent = heading;
   box.append(title, text, cost);
-  place.append(box);
-  box.scrollIntoView({ block: "nearest" });
+  keepUp(() => place.append(box));
   const began = performance.now();
   let first = null;
   try {
@@ -320,10 +332,10 @@ async function stream(place, heading, body, stopper) {
       if (chunk.error) throw new Failure(chunk.error.message);
       const piece = chunk.choices.length ? chunk.choices[0].delta.content || "" : "";
       if (piece && first === null) first = performance.now() - began;
-      text.textContent += piece;
+      keepUp(() => { text.textContent += piece; });
       if (chunk.usage) {
         const seconds = (performance.now() - began) / 1000;
-        cost.textContent = `${chunk.usage.completion_tokens} tokens in ${seconds.toFixed(1)} s, first after ${((first || 0) / 1000).toFixed(1)} s`;
+        keepUp(() => { cost.textContent = `${chunk.usage.completion_tokens} tokens in ${seconds.toFixed(1)} s, first after ${((first || 0) / 1000).toFixed(1)} s`; });
       }
     }
     if (!text.textContent) cost.textContent = "The model answered with nothing.";
