@@ -104,7 +104,7 @@ def paint_lengths(rows: list[dict[str, Any]], target: Path) -> None:
     axes.plot([row["tokens"] for row in rows], [row["peak"] / 1e9 for row in rows], "o-", label="peak of absorbing")
     axes.plot([row["tokens"] for row in rows], [row["loaded"] / 1e9 for row in rows], "o--", label="the model, loaded")
     axes.set(xscale="log", xlabel="tokens of the document", ylabel="GB of the process", ylim=(0, None))
-    axes.set_xticks(list(DOCUMENTS), [f"{tokens:,}" for tokens in DOCUMENTS])
+    axes.set_xticks([row["tokens"] for row in rows], [f"{row['tokens']:,}" for row in rows])
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(target, format="png", metadata={"Software": None})
