@@ -118,7 +118,7 @@ def nested(key: str, value: Any) -> Any:
     return {first: nested(rest, value) if rest else value}
 
 
-@pytest.mark.parametrize("key", ["colour", "training.colour", "a.b.c.d", "training..epochs", "."])
+@pytest.mark.parametrize("key", ["xylophone", "training.xylophone", "a.b.c.d", "training..epochs", "."])
 def test_unknown_setting_like_no_other(key: str) -> None:
     error = refusal(f"{key}=1")
     assert error.message.startswith("Unknown setting") and "mean" not in error.message
