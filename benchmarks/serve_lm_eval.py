@@ -58,25 +58,23 @@ def main() -> None:
     given = parser.parse_args()
     weights = embedded_model_folder(lambda text: None)
     serving = argparse.Namespace(window=2048, tokens=32, model=None)
+    print("| | acc | acc_norm | exact_match |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_tasks(work / "tasks")
+        inside = evaluate(given.lm_eval, work, "lm-eval's own hf backend", "hf", f"pretrained={weights},dtype=float32")
         # float32, as rounding in bfloat16 depends on what else is in a batch
         with serve(work / "home", serving, "model.dtype=float32") as (url, _):
             client = httpx.Client(base_url=url, timeout=600)
+            place = f"base_url={url}/v1/completions,tokenizer={weights},tokenizer_backend=huggingface,num_concurrent=4"
+            base = evaluate(
+                given.lm_eval, work, "server, base model", "local-completions", f"model={DEFAULT_MODEL},{place}"
+            )
             document = upload(client, TEXT, "Corriden", {"training": {"epochs": 6}})
             while client.get(f"/v1/documents/{document}").json()["state"] != "ready":
                 client.get(f"/v1/documents/{document}/events")  # ends when it is
-            place = f"base_url={url}/v1/completions,tokenizer={weights},tokenizer_backend=huggingface,num_concurrent=4"
-            through = {
-                name: evaluate(given.lm_eval, work, "local-completions", f"model={model},{place},max_retries=1")
-                for name, model in (("server, base model", DEFAULT_MODEL), ("server, document", document))
-            }
-        inside = evaluate(given.lm_eval, work, "hf", f"pretrained={weights},dtype=float32,device=cpu")
-    print("| | acc | acc_norm | exact_match |\n|---|---|---|---|")
-    for name, figures in ({"lm-eval's own hf backend": inside} | through).items():
-        print(f"| {name} | {' | '.join(f'{figure:.3f}' for figure in figures)} |")
-    sys.exit(through["server, base model"] != inside)
+            evaluate(given.lm_eval, work, "server, document", "local-completions", f"model={document},{place}")
+    sys.exit(base != inside)
 
 
 def write_tasks(folder: Path) -> None:
@@ -108,8 +106,8 @@ def write_tasks(folder: Path) -> None:
         (folder / f"{task['task']}.yaml").write_text(json.dumps(task), encoding="utf-8")  # JSON is YAML
 
 
-def evaluate(program: str, work: Path, model: str, arguments: str) -> tuple[float, ...]:
-    """acc, acc_norm and exact_match as lm_eval writes them."""
+def evaluate(program: str, work: Path, name: str, model: str, arguments: str) -> tuple[float, ...]:
+    """acc, acc_norm and exact_match as lm_eval writes them, printed as a row."""
     out = work / "results"
     before = set(out.rglob("results_*.json"))
     command = [program, "run", "--model", model, "--model_args", arguments, "--include_path", str(work / "tasks")]
@@ -122,7 +120,9 @@ def evaluate(program: str, work: Path, model: str, arguments: str) -> tuple[floa
     (written,) = set(out.rglob("results_*.json")) - before
     results = json.loads(written.read_text(encoding="utf-8"))["results"]
     figures = results["bells_choice"] | results["bells_gen"]
-    return tuple(float(figures[name]) for name in METRICS)
+    found = tuple(float(figures[metric]) for metric in METRICS)
+    print(f"| {name} | {' | '.join(f'{figure:.3f}' for figure in found)} |", flush=True)
+    return found
 
 
 if __name__ == "__main__":
