@@ -21,6 +21,7 @@ from liftlm.adapters import active_adapter
 from liftlm.attention_calls import SEAM
 from liftlm.devices import available_memory
 from liftlm.models import Model
+from liftlm.pauses import pause
 from liftlm.products import ROWS, Change, Norm, OtherFormError, Product, base_layer
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -148,6 +149,7 @@ class Decoder:
         half = sin.shape[-1] // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
         for number, layer in enumerate(self._laid.layers):
+            pause()
             changes = self._changes[number]
             queries, keys, size = layer.heads
             found = layer.qkv(layer.first(x), changes[0]).view(len(x), -1, size)
