@@ -57,7 +57,7 @@ def open_decoder(model: Model) -> Decoder | None:
     if adapter is not None and not adapter.mergeable:
         return None  # it acts at the attention
     kept: _Laid | None = model.decoder
-    stamp = _stamp(model.network)
+    stamp = _stamp(model)
     if kept is None or kept.stamp != stamp:
         fresh = _lay_out(model, stamp)
         if fresh is None:
@@ -213,9 +213,11 @@ def _attend(
 # --- reading a network ------------------------------------------------------------------------------------------------
 
 
-def _stamp(network: Any) -> tuple[Any, ...]:
-    """Changes whenever the weights do."""
-    return tuple((p.data_ptr(), p._version) for name, p in network.named_parameters() if ".lora_" not in name)
+def _stamp(model: Model) -> tuple[Any, ...]:
+    """Changes whenever the weights do, or the layers: PEFT puts others in their places for a first adapter."""
+    network: Any = model.network
+    weights = ((p.data_ptr(), p._version) for name, p in network.named_parameters() if ".lora_" not in name)
+    return (*map(id, model.tuned or ()), *weights)
 
 
 @torch.inference_mode()

@@ -292,4 +292,5 @@ def _around(text: str, start: int, end: int, word: str) -> str:
 
 def _capital(text: str) -> str:
     first = text[:1].upper()
-    return first + text[1:] if len(first) == 1 else text  # ß and the ligatures of some PDFs have no single capital
+    # ß and the ligatures of some PDFs have no single capital, and the micro sign's is another letter's
+    return first + text[1:] if len(first) == 1 and first.lower() == text[:1].lower() else text
