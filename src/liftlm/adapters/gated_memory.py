@@ -100,21 +100,12 @@ class GatedMemoryAdapter(SeamAdapter):
         """A stored one. Raises ConfigError where it does not fit."""
         card, tensors = read_card(folder), read_weights(folder)
         sites = {site.path: site for site in sites_of(model, None)}
-        layers: dict[str, torch.nn.Module] = {}
-        for path in card["layers"]:
-            site = sites.get(path)
-            if site is None:
-                raise ConfigError(
-                    f"The adapter does not fit {model.name}: there is no attention '{path}'.",
-                    "Use the model it was made for.",
-                )
-            layers[path] = GatedMemory(
-                site.heads, site.head_size, site.value_size, card["start"], torch.Generator().manual_seed(0)
-            )
-        adapter = cls(model, name, layers, card)
-        try:
-            adapter.load(tensors)
-        except Exception:
-            adapter.remove()
-            raise
-        return adapter
+        generator = torch.Generator().manual_seed(0)
+        return cls.of_stored(
+            model,
+            name,
+            card,
+            tensors,
+            sites,
+            lambda site: GatedMemory(site.heads, site.head_size, site.value_size, card["start"], generator),
+        )

@@ -198,12 +198,7 @@ class LoraAdapter:
     def merge(self) -> Iterator[None]:
         """Within the block it is part of the weights. They are exchanged for sums and put back, so nothing is lost by rounding;
         in 16 bits the sums themselves are rounded, once."""
-        network: torch.nn.Module = self._model.network
-        layers: list[Any] = [
-            module
-            for module in network.modules()
-            if self._name in getattr(module, "lora_A", ()) and not module.disable_adapters
-        ]
+        layers = [part for part in self._model.tuned if self._name in part.lora_A and not part.disable_adapters]
         kept = [layer.base_layer.weight.data for layer in layers]
         try:
             for layer, weight in zip(layers, kept, strict=True):

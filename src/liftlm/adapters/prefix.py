@@ -119,22 +119,12 @@ class PrefixAdapter(SeamAdapter):
         _check(model)
         caches = _caches(model, [0, 0], positions_below=False)  # for their sizes
         mask = _Mask()
-        layers: dict[str, torch.nn.Module] = {}
-        for path in card["layers"]:
-            if path not in caches:
-                raise ConfigError(
-                    f"The adapter does not fit {model.name}: there is no attention '{path}'.",
-                    "Use the model it was made for.",
-                )
-            key, value = (part[:, :1].repeat(1, card["tokens"], 1) for part in caches[path])
-            layers[path] = Prefix(key, value, card["frozen_tokens"], mask)
-        adapter = cls(model, name, layers, card)
-        try:
-            adapter.load(tensors)
-        except Exception:
-            adapter.remove()
-            raise
-        return adapter
+
+        def make(found: tuple[Tensor, Tensor]) -> Prefix:
+            key, value = (part[:, :1].repeat(1, card["tokens"], 1) for part in found)
+            return Prefix(key, value, card["frozen_tokens"], mask)
+
+        return cls.of_stored(model, name, card, tensors, caches, make)
 
 
 def choose_tokens(tokens: Sequence[int], count: int, source: str, lead: Sequence[int]) -> list[int]:

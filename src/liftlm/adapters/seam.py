@@ -7,9 +7,9 @@ the network computes as transformers made it. Written as one safetensors file an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +24,7 @@ from liftlm.probes import AttentionSite, attention_sites
 CARD = "lift_adapter.json"
 _WEIGHTS = "lift_adapter.safetensors"
 _FORMAT = 1
+Given = TypeVar("Given")  # what a kind of adapter needs to know of an attention to make its layer
 
 
 class Seam(torch.nn.Module):
@@ -95,6 +96,34 @@ class SeamAdapter:
                 module.add_module(SEAM, seam)
             module.get_submodule(SEAM).layers[name] = layer.to(model.device)  # type: ignore[operator,index]
         self.switch_off()
+
+    @classmethod
+    def of_stored(
+        cls,
+        model: Model,
+        name: str,
+        card: dict[str, Any],
+        tensors: dict[str, Tensor],
+        attentions: Mapping[str, Given],
+        make: Callable[[Given], torch.nn.Module],
+    ) -> Self:
+        """A stored one: a layer made of what the model gives for each attention that the card names, and its weights.
+
+        Raises ConfigError where it does not fit, and then nothing of it is left on the network.
+        """
+        missing = [path for path in card["layers"] if path not in attentions]
+        if missing:
+            raise ConfigError(
+                f"The adapter does not fit {model.name}: there is no attention '{missing[0]}'.",
+                "Use the model it was made for.",
+            )
+        adapter = cls(model, name, {path: make(attentions[path]) for path in card["layers"]}, card)
+        try:
+            adapter.load(tensors)
+        except Exception:
+            adapter.remove()
+            raise
+        return adapter
 
     def _seams(self) -> list[Any]:
         return [self._model.network.get_submodule(f"{path}.{SEAM}") for path in self._layers]
