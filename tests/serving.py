@@ -65,7 +65,7 @@ def serving(
     service = Service(load_config(None, [f"model.name={model}", *QUICK, *settings]), **options)
     app = make_app(service, hosts=hosts, log_content=log_content)
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        uvicorn.Config(app, port=0, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     )
     app.state.stopping = lambda: server.should_exit
     thread = threading.Thread(target=server.run, daemon=True)

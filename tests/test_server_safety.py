@@ -450,6 +450,22 @@ def test_a_defect_is_told_by_its_place_alone(
         assert "ValueError" in caplog.text and "test_server_safety" in caplog.text
 
 
+def test_serving_closes_nobodys_log_handlers(tiny_folder: Path, tmp_path: Path) -> None:
+    """absl's, which comes with rouge-score, closes the stream that it writes to: here pytest's."""
+
+    class Handler(logging.Handler):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+            super().close()
+
+    handler = Handler()
+    with serving(tiny_folder, home=tmp_path / "home") as server:
+        assert server.client.get("/readyz").status_code == 200
+    assert not handler.closed
+
+
 def test_one_bad_question_does_not_end_the_others(tiny_folder: Path, tmp_path: Path) -> None:
     with serving(tiny_folder, home=tmp_path / "home") as server:
         bodies = [chat("tiny-llama", "Who? " * (300 if number % 3 == 0 else 1)) for number in range(24)]

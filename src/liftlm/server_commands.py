@@ -95,7 +95,14 @@ def _run(config: LiftConfig, host: str, port: int, names: list[str], log_content
         )
     app = make_app(service, hosts=names, log_content=log_content)
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False)
+        uvicorn.Config(
+            app,
+            log_config=None,  # uvicorn's own would close the log handlers of everyone in the process
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
     )
     failures: list[BaseException] = []
 
