@@ -131,6 +131,8 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--lengths": "",
             "--depths": "",
             "--needles": "",
+            "--together": False,
+            "--distractors": False,
             "--max-new-tokens": None,
             "--ray": None,
             "--library": None,

@@ -199,12 +199,40 @@ def test_the_command_from_predictions_to_report(
         (["evaluate", "loogle-shortq", "--out", str(out)], "loogle-shortqa"),
         (["evaluate", "jsonl", "--out", str(out), "--data", str(data), "--methods", "icl,magic"], "magic"),
         (["evaluate", "jsonl", "--out", str(out), "--depths", "0.5"], "has no depths"),
+        (["evaluate", "jsonl", "--out", str(out), "--together"], "has no together"),
         (["score", str(tmp_path)], "no folder of an evaluation"),
     ):
         with pytest.raises(ConfigError, match=words):
             app(wrong, standalone_mode=False)
     with pytest.raises(BenchmarkDataError, match="no data of its own"):
         app(["evaluate", "jsonl", "--out", str(out)], standalone_mode=False)
+
+
+def test_needles_hidden_together_and_among_look_alikes(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("It rained on the harbour all day long. " * 40)
+    names, depths = "san-francisco,password", "0.1,0.9"
+    documents = {}
+    for flags in ([], ["--together"], ["--together", "--distractors"]):
+        out = tmp_path / f"out{len(flags)}"
+        app(
+            [
+                "evaluate", "needle", "--data", str(book), "--out", str(out), "--methods", "closed-book", *flags,
+                "--lengths", "300", "--depths", depths, "--needles", names, "--max-new-tokens", "2",
+                "--model", str(model.folder), "--window", "256",
+            ],
+            standalone_mode=False,
+        )  # fmt: skip
+        rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+        assert {(row["data"]["needle"], row["data"]["depth"]) for row in rows} == {
+            (needle, depth) for needle in names.split(",") for depth in (0.1, 0.9)
+        }
+        documents[len(flags)] = {row["document"]: row["document_tokens"] for row in rows}
+    assert [len(texts) for texts in documents.values()] == [4, 2, 2]
+    assert min(documents[1].values()) > max(documents[0].values()), "more is hidden in each"
+    assert min(documents[2].values()) > max(documents[1].values())
 
 
 # --- benchmarks of our own --------------------------------------------------------------------------------------------

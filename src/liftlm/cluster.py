@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -312,12 +313,20 @@ def connect(address: str, settings: ClusterConfig) -> None:
             cpus = settings.cpus_per_worker * settings.workers if settings.workers else os.cpu_count()
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
         else:
+            _knock(address)
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, RayError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(
             f"There is no Ray cluster at '{address}': {_first_line(error)}.",
             "`ray start --head` starts one; --ray local uses this machine alone.",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT or ray://HOST:PORT; Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def share_out(settings: ClusterConfig) -> tuple[int, dict[str, Any]]:

@@ -49,6 +49,8 @@ def evaluate(
     lengths: Annotated[str, typer.Option("--lengths", help="needle: tokens, comma-separated.")] = "",
     depths: Annotated[str, typer.Option("--depths", help="needle: 0 to 1, comma-separated.")] = "",
     needles: Annotated[str, typer.Option("--needles", help="needle: names, comma-separated.")] = "",
+    together: Annotated[bool, typer.Option("--together", help="needle: all needles in one text.")] = False,
+    distractors: Annotated[bool, typer.Option("--distractors", help="needle: hide look-alikes too.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
     model: ModelOption = None,
     window: WindowOption = None,
@@ -69,6 +71,8 @@ def evaluate(
         "lengths": [_number(text, int) for text in _listed(lengths)],
         "depths": [_number(text, float) for text in _listed(depths)],
         "needles": _listed(needles),
+        "together": together,
+        "distractors": distractors,
     }
     chosen = make_benchmark(benchmark, **{name: value for name, value in options.items() if value})
     if max_new_tokens is not None:

@@ -124,6 +124,12 @@ class _LossModule(torch.nn.Module):
         self._autocast = autocast
         self._no_split_modules = getattr(model.network, "_no_split_modules", None)  # FSDP shards these one by one
 
+    def tie_weights(self) -> None:
+        """accelerate loads shards name by name, which parts tied weights, and then asks for this."""
+        tie = getattr(self.network, "tie_weights", None)
+        if tie is not None:
+            tie()
+
     def forward(self, tokens: Tensor, *rest: Any) -> Tensor:
         with torch.autocast(tokens.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             return self._model.loss_sum(tokens, *rest)
