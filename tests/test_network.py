@@ -31,6 +31,7 @@ PATIENCE = {
     "RAY_health_check_failure_threshold": "4",
     "RAY_health_check_initial_delay_ms": "1000",
 }
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "between-two-namespaces-only"}
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,7 +81,7 @@ class Hosts:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | PATIENCE | {"RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"} | variables,
+            env=os.environ | PATIENCE | TOKEN | {"RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"} | variables,
             start_new_session=True,
         )
         self._running.append(running)

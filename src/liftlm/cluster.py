@@ -318,7 +318,8 @@ def connect(address: str, settings: ClusterConfig) -> None:
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(
             f"There is no Ray cluster at '{address}': {_first_line(error)}.",
-            "`ray start --head` starts one; --ray local uses this machine alone.",
+            "`ray start --head` starts one; --ray local uses this machine alone. A cluster that was started with a token "
+            "(Ray makes ~/.ray/auth_token) wants RAY_AUTH_MODE=token here.",
         ) from error
 
 
