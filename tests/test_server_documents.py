@@ -110,6 +110,32 @@ def test_tasks_can_be_looked_through(server: Running) -> None:
     }
 
 
+def test_uploaded_again_while_it_is_being_deleted(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tiny_folder, home=tmp_path / "home") as server:
+        document = server.absorb(text_of("Corriden"))["id"]
+        library, sent = server.service.library, []
+        remove = library.remove
+
+        def in_the_midst(entry_id: str) -> None:
+            remove(entry_id)
+            sent.append(server.client.post("/v1/documents", json={"text": text_of("Corriden")}).json()["id"])
+
+        monkeypatch.setattr(library, "remove", in_the_midst)
+        assert server.client.delete(f"/v1/documents/{document}").status_code == 200
+        assert server.wait(document)["state"] == "ready"
+        assert sent == [document] and library.problems(document) == []
+
+
+def test_uploaded_again_after_its_files_were_taken_away(tiny_folder: Path, tmp_path: Path) -> None:
+    with serving(tiny_folder, home=tmp_path / "home") as server:
+        document = server.absorb(text_of("Corriden"))["id"]
+        server.service.library.remove(document)
+        assert server.absorb(text_of("Corriden"))["id"] == document
+        assert server.client.get(f"/v1/documents/{document}").json()["state"] == "ready"
+
+
 def test_cancelling_ends_the_job_and_it_can_begin_again(server: Running) -> None:
     reply = server.client.post(
         "/v1/documents", json={"text": text_of("Quill"), "settings": {"training": {"epochs": 900}}}

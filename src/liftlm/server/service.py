@@ -173,6 +173,8 @@ class Service:
             raise TooLargeError(f"You have {limits.documents_per_key} documents already.", "Delete some first.")
         if given.alias is not None:
             self._check_alias(given.alias)
+        if not self._stored(entry_id):  # its files were taken away: it is absorbed again
+            self.store.forget([entry_id], only="ready")
         job = f"job-{secrets.token_hex(8)}"
         new = NewEntry(entry_id, document, settings, tokens, given.priority, job)
         if self.store.add(owner, new, given.alias):
@@ -184,7 +186,7 @@ class Service:
         self._look(owner)
         records = self.store.documents(owner)
         gone = [record.id for record in records if record.state == "ready" and not self._stored(record.id)]
-        self.store.forget(gone)
+        self.store.forget(gone, only="ready")
         return [record for record in records if record.id not in gone]
 
     def get(self, owner: str, name: str) -> Record:
@@ -194,7 +196,7 @@ class Service:
             self._look(owner)
             record = self.store.find(owner, name)
         if record is not None and record.state == "ready" and not self._stored(record.id):
-            self.store.forget([record.id])
+            self.store.forget([record.id], only="ready")
             record = None
         if record is None:
             raise EntryNotFoundError(f"There is no document '{name[:200]}'.", "`GET /v1/documents` lists yours.")
@@ -341,7 +343,7 @@ class Service:
         try:
             with contextlib.suppress(EntryNotFoundError):
                 self.library.remove(entry_id)
-            self.store.forget([entry_id])
+            self.store.forget([entry_id], only="deleting")  # it may have been uploaded again meanwhile
         except LibraryBusyError:
             pass  # it is being absorbed, which ends at its next step; then this is done again
         except LiftError as error:  # it is tried again at the next start

@@ -237,11 +237,13 @@ class Store:
         )
         return bool(rows)
 
-    def forget(self, entry_ids: Iterable[str]) -> None:
-        """Nothing is left of these."""
+    def forget(self, entry_ids: Iterable[str], *, only: str | None = None) -> None:
+        """Nothing is left of these; of those in the state `only`, where it is given: another thread may have changed it."""
         with self._lock, self._database:
             self._database.execute("BEGIN IMMEDIATE")
             for entry_id in entry_ids:
+                if only is not None and self.state(entry_id) != only:
+                    continue
                 self._run("DELETE FROM documents WHERE id = ?", entry_id)
                 self._run("DELETE FROM entries WHERE id = ?", entry_id)
 
