@@ -29,6 +29,10 @@ from liftlm.errors import ConfigError, DeviceError, InterruptedWorkError, Termin
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+# oneDNN keeps what it compiled for the last 1024 shapes of products. Rows of all lengths pass through training, so that is a
+# GB; a step needs some dozens. Read by oneDNN when it is first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 
 def pick_device(config: ModelConfig) -> torch.device:
     """cuda, then mps, then cpu; or the one asked for. Raises DeviceError where that one is not there."""

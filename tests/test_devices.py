@@ -1,0 +1,21 @@
+"""What `devices` sets for the whole process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_few_compiled_products_are_kept_unless_told(given: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != CAPACITY}
+    if given is not None:
+        environment[CAPACITY] = given
+    code = f"import os, liftlm.devices; print(os.environ['{CAPACITY}'])"
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == (given or "64")
