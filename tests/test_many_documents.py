@@ -309,6 +309,26 @@ def test_a_killed_worker_costs_nothing_but_time(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "Stopped by SIGTERM"), (signal.SIGINT, "Interrupted")])
+def test_a_signal_ends_it_and_the_same_command_goes_on(number: int, said: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    model, docs = save_model(tmp_path / "m"), tmp_path / "docs"
+    docs.mkdir()
+    for index in range(4):
+        (docs / f"d{index}.txt").write_text(text(index + 16))
+    running = start(docs, model, tmp_path / "ray", "--set", "cluster.workers=1")
+    wait_for(lambda: list((tmp_path / "ray" / "documents").glob("*")), running)
+    workers = ray_workers(running)
+    running.send_signal(number)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode in (130, 143) and said in err, (running.returncode, err)
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    again = start(docs, model, tmp_path / "ray", "--set", "cluster.workers=1")
+    out, err = again.communicate(timeout=240)
+    assert again.returncode == 0 and 0 < len(out.splitlines()) <= 3 and "0 failed" in err, err
+
+
+@pytest.mark.slow
 def test_ray_says_what_is_wrong(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     absent = lift(capsys, "absorb", folder, "--ray", "127.0.0.1:1", "--model", tmp_path)

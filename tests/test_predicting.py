@@ -229,7 +229,7 @@ def test_needles_hidden_together_and_among_look_alikes(
         assert {(row["data"]["needle"], row["data"]["depth"]) for row in rows} == {
             (needle, depth) for needle in names.split(",") for depth in (0.1, 0.9)
         }
-        documents[len(flags)] = {row["document"]: row["document_tokens"] for row in rows}
+        documents[len(flags)] = {row["document_id"]: row["document_tokens"] for row in rows}
     assert [len(texts) for texts in documents.values()] == [4, 2, 2]
     assert min(documents[1].values()) > max(documents[0].values()), "more is hidden in each"
     assert min(documents[2].values()) > max(documents[1].values())

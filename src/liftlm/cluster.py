@@ -11,12 +11,14 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import ray
@@ -24,7 +26,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from liftlm.cluster_config import ClusterConfig
-from liftlm.errors import ClusterError, EntryNotFoundError, LiftError
+from liftlm.errors import ClusterError, EntryNotFoundError, LiftError, TerminatedWorkError
 from liftlm.worklist import Event, Outcome, Tell, Worker
 
 _STARTS = 3  # of an actor that never got ready; then it is given up
@@ -92,14 +94,19 @@ class RayCrew:
         self._actors: dict[int, Any] = {}
         self._waiting: dict[Reference, tuple[int, str]] = {}  # call → worker, "ready" or "done"
         self._starts: dict[int, int] = {}  # deaths of a worker that was not ready yet, in a row
+        self._terminated = False
         self._later: list[tuple[float, int]] = []  # when to ask a worker again that cannot be reached
 
     def __enter__(self) -> RayCrew:
         with contextlib.ExitStack() as opened:
             # Ray prints what befalls its workers to standard output, which is for answers
             opened.enter_context(contextlib.redirect_stdout(sys.stderr))
+            if threading.current_thread() is threading.main_thread():
+                opened.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             connect(self._address, self._settings)
             opened.callback(ray.shutdown)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self._terminate)  # Ray put its own there, which ends without a word
             self._start()
             self._opened = opened.pop_all()
         return self
@@ -111,6 +118,12 @@ class RayCrew:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
         self._opened.close()
+        if self._terminated and kind is KeyboardInterrupt:
+            raise TerminatedWorkError("Stopped by SIGTERM.", "The same command continues where it can.") from None
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self._terminated = True
+        raise KeyboardInterrupt  # what Ray's waiting calls pass on; of SystemExit they make one with code 1
 
     def _start(self) -> None:
         count, options = share_out(self._settings)
