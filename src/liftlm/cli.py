@@ -336,14 +336,10 @@ def _absorb(text: Document, model: Model, config: LiftConfig, tasks: list[Task] 
     if new:
         for line in adapter.notes:
             note(line)
-        first_and_last = report.epoch_losses[:1] + report.epoch_losses[1:][-1:]
-        losses = " → ".join(f"{loss:.2f}" for loss in first_and_last)
         note(
             f"Absorbed {adapter.document_tokens:,} tokens in {adapter.segments} segments and {adapter.tasks:,} tasks: "
-            f"{report.steps} steps, "
-            f"{minutes(report.seconds)}, {report.tokens_per_second:.0f} tokens/s, mean loss {losses}, "
-            f"peak memory {report.peak_memory_bytes / 1e9:.1f} GB. "
-            f"Library id {adapter.id}."
+            f"{report.steps} steps, {minutes(report.seconds)}, {report.tokens_per_second:.0f} tokens/s, "
+            f"mean loss {report.losses}, peak memory {report.peak_memory_bytes / 1e9:.1f} GB. Library id {adapter.id}."
         )
     else:
         note(f"From the library: '{text.title}' (id {adapter.id}).")

@@ -101,11 +101,12 @@ class RayCrew:
         with contextlib.ExitStack() as opened:
             # Ray prints what befalls its workers to standard output, which is for answers
             opened.enter_context(contextlib.redirect_stdout(sys.stderr))
-            if threading.current_thread() is threading.main_thread():
+            handles_signals = threading.current_thread() is threading.main_thread()
+            if handles_signals:
                 opened.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             connect(self._address, self._settings)
             opened.callback(ray.shutdown)
-            if threading.current_thread() is threading.main_thread():
+            if handles_signals:
                 signal.signal(signal.SIGTERM, self._terminate)  # Ray put its own there, which ends without a word
             self._start()
             self._opened = opened.pop_all()

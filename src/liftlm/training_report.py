@@ -40,6 +40,12 @@ class TrainingReport:
     processes: int
     resumed_from: int | None  # step
 
+    @property
+    def losses(self) -> str:
+        """The mean loss of the first and of the last epoch, or of the only one, for people."""
+        shown = self.epoch_losses[:1] + self.epoch_losses[1:][-1:]
+        return " → ".join(f"{loss:.2f}" for loss in shown)
+
 
 def report_on(progress: Progress, processes: int, device: torch.device, resumed_from: int | None) -> TrainingReport:
     """Of a run that has ended."""

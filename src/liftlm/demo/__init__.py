@@ -107,8 +107,8 @@ def run_demo(model: Model, config: LiftConfig, *, every: bool = False, out: Path
     print(f"\nThe best sentence found, quoted instead of read, would be right: {found}.")
     print(
         f"\nAbsorbing: {tokens:,} tokens, {report.steps} steps, {minutes(report.seconds)}"
-        f"{'' if new else ' (earlier; now from the library)'}, {report.tokens_per_second:.0f} tokens/s, loss "
-        f"{report.epoch_losses[0]:.2f} → {report.epoch_losses[-1]:.2f}. Peak memory of the process: {peak_memory() / 1e9:.1f} GB."
+        f"{'' if new else ' (earlier; now from the library)'}, {report.tokens_per_second:.0f} tokens/s, mean loss "
+        f"{report.losses}. Peak memory of the process: {peak_memory() / 1e9:.1f} GB."
     )
     if out is not None:
         result = {
