@@ -321,11 +321,23 @@ def test_a_signal_ends_it_and_the_same_command_goes_on(number: int, said: str, t
     workers = ray_workers(running)
     running.send_signal(number)
     _, err = running.communicate(timeout=60)
-    assert running.returncode in (130, 143) and said in err, (running.returncode, err)
+    assert running.returncode == 128 + number and said in err, (running.returncode, err)
     assert not psutil.wait_procs(workers, timeout=30)[1]
     again = start(docs, model, tmp_path / "ray", "--set", "cluster.workers=1")
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0 and 0 < len(out.splitlines()) <= 3 and "0 failed" in err, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_the_cluster_is_made(number: int, code: int, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    running = start(folder, save_model(tmp_path / "m"), tmp_path / "ray", "--set", "cluster.workers=1")
+    processes = wait_for(lambda: psutil.Process(running.pid).children(recursive=True), running)
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == code and out == "" and "Traceback" not in err, (running.returncode, err)
+    assert not psutil.wait_procs(processes, timeout=30)[1]
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from conftest import save_model
@@ -182,3 +183,17 @@ def test_requests_go_where_the_adapter_is(
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=90)
     assert running.returncode in (0, 130) and out == "", (out, err)
+
+
+@pytest.mark.slow
+def test_a_sigterm_ends_all_of_it(address: tuple[str, subprocess.Popen[str]]) -> None:
+    url, running = address
+    processes = psutil.Process(running.pid).children(recursive=True)
+    assert len(processes) > 3  # Ray's own, two replicas and the front
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate(timeout=90)
+    said = {0: "Stopping.", 143: "Stopped by SIGTERM."}  # 143: before it had said that it listens
+    assert said[running.returncode] in err and out == "" and "Traceback" not in err, (out, err)
+    assert not psutil.wait_procs(processes, timeout=30)[1]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/readyz", timeout=5)

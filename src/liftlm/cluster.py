@@ -94,20 +94,11 @@ class RayCrew:
         self._actors: dict[int, Any] = {}
         self._waiting: dict[Reference, tuple[int, str]] = {}  # call → worker, "ready" or "done"
         self._starts: dict[int, int] = {}  # deaths of a worker that was not ready yet, in a row
-        self._terminated = False
         self._later: list[tuple[float, int]] = []  # when to ask a worker again that cannot be reached
 
     def __enter__(self) -> RayCrew:
         with contextlib.ExitStack() as opened:
-            # Ray prints what befalls its workers to standard output, which is for answers
-            opened.enter_context(contextlib.redirect_stdout(sys.stderr))
-            handles_signals = threading.current_thread() is threading.main_thread()
-            if handles_signals:
-                opened.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-            connect(self._address, self._settings)
-            opened.callback(ray.shutdown)
-            if handles_signals:
-                signal.signal(signal.SIGTERM, self._terminate)  # Ray put its own there, which ends without a word
+            opened.enter_context(joined(self._address, self._settings))
             self._start()
             self._opened = opened.pop_all()
         return self
@@ -118,13 +109,7 @@ class RayCrew:
         for actor in self._actors.values():
             with contextlib.suppress(Exception):
                 ray.kill(actor)
-        self._opened.close()
-        if self._terminated and kind is KeyboardInterrupt:
-            raise TerminatedWorkError("Stopped by SIGTERM.", "The same command continues where it can.") from None
-
-    def _terminate(self, number: int, frame: FrameType | None) -> None:
-        self._terminated = True
-        raise KeyboardInterrupt  # what Ray's waiting calls pass on; of SystemExit they make one with code 1
+        self._opened.__exit__(kind, value, trace)
 
     def _start(self) -> None:
         count, options = share_out(self._settings)
@@ -247,8 +232,7 @@ def serving(address: str, settings: ClusterConfig, served: Served, host: str, po
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    with contextlib.redirect_stdout(sys.stderr):
-        connect(address, settings)
+    with joined(address, settings):
         try:
             count, options = share_out(settings)
             serve.start(
@@ -266,7 +250,6 @@ def serving(address: str, settings: ClusterConfig, served: Served, host: str, po
         finally:
             with contextlib.suppress(Exception):
                 serve.shutdown()
-            ray.shutdown()
 
 
 _QUIET = {"log_level": "ERROR"}
@@ -317,6 +300,40 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def joined(address: str, settings: ClusterConfig) -> Iterator[None]:
+    """Ray, while the block lasts. A SIGTERM ends the block as Ctrl-C would, and raises TerminatedWorkError.
+
+    Raises ClusterError.
+    """
+    terminated = False
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt  # what Ray's waiting calls pass on; of SystemExit they make one with code 1
+
+    handles_signals = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    # Ray prints what befalls its workers to standard output, which is for answers
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            if handles_signals:
+                signal.signal(signal.SIGTERM, terminate)
+            connect(address, settings)
+            if handles_signals:
+                signal.signal(signal.SIGTERM, terminate)  # Ray put its own there, which ends without a word
+            yield
+        except KeyboardInterrupt:
+            if terminated:
+                raise TerminatedWorkError() from None
+            raise
+        finally:
+            ray.shutdown()
+            if handles_signals:
+                signal.signal(signal.SIGTERM, before)
 
 
 def connect(address: str, settings: ClusterConfig) -> None:

@@ -290,3 +290,8 @@ class TerminatedWorkError(InterruptedWorkError):
     """SIGTERM: what was done is saved."""
 
     exit_code, http_status = 143, 503
+
+    def __init__(
+        self, message: str = "Stopped by SIGTERM.", next_step: str = "The same command continues where it can."
+    ) -> None:
+        super().__init__(message, next_step)

@@ -91,6 +91,6 @@ def _known(error: Exception) -> LiftError | None:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    error = TerminatedWorkError("Stopped by SIGTERM.", "The same command continues where it can.")
+    error = TerminatedWorkError()
     report_error(error)
     sys.exit(error.exit_code)  # which no `except Exception` on the way stops

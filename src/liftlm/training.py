@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import math
 import random
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,9 @@ from torch.nn import Parameter
 
 from liftlm.adapters import AttachedAdapter, start_fingerprint, use_adapter
 from liftlm.attention import fast_attention
-from liftlm.checkpoints import (
-    Progress,
-    append_row,
-    keep_rows,
-    latest_checkpoint,
-    read_checkpoint,
-    write_checkpoint,
-)
+from liftlm.checkpoints import Progress
 from liftlm.config import LiftConfig, TrainingConfig
-from liftlm.devices import StopRequest, current_memory, join_processes, keep_freed_memory, largest
+from liftlm.devices import StopRequest, join_processes, keep_freed_memory
 from liftlm.errors import ConfigError, InterruptedWorkError, NotEnoughMemoryError, TrainingDivergedError
 from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.memory import MEMORY_ADVICE, check_memory
@@ -42,13 +34,11 @@ from liftlm.pauses import working_seconds
 from liftlm.rows import SoftTargets, row_tensors, soft_rows
 from liftlm.schedule import Feed, Schedule, learning_rate
 from liftlm.sharded import clip_gradients, whole
-from liftlm.storage import canonical_json, write_errors
+from liftlm.storage import canonical_json
 from liftlm.training_report import OnStep as OnStep
+from liftlm.training_report import RunRecord
 from liftlm.training_report import StepMetrics as StepMetrics
 from liftlm.training_report import TrainingReport as TrainingReport
-from liftlm.training_report import report_on as report_on
-
-_METRICS = "metrics.jsonl"
 
 
 def train(
@@ -84,7 +74,7 @@ def train(
                 except InterruptedWorkError:  # raised by on_step, or in a pause of the step
                     run.keep_what_is_done()
                     raise
-                signal = run.agree(stop.signal)
+                signal = run.record.agree(stop.signal)
                 run.maybe_checkpoint(at_once=signal is not None)
                 if signal is not None:
                     raise run.stopped(stop, signal)
@@ -148,7 +138,7 @@ class _Run:
         soft: SoftTargets | None = None,
     ) -> None:
         self._soft = soft
-        self.model, self.adapter, self.config, self.folder = model, adapter, config, folder
+        self.model, self.adapter, self.config = model, adapter, config
         self.settings = config.training
         self._given = examples
         check_memory(model, adapter.parameters(), examples, self.settings)
@@ -161,9 +151,8 @@ class _Run:
         # float16 gradients underflow without scaling; bfloat16 and float32 have the range
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.dtype == torch.float16)
         self._prepare()
-        self.progress = Progress()
-        self.resumed_from: int | None = None
-        self._saved_at = time.monotonic()
+        state = (self.parameters, self.optimizer, self.scaler)
+        self.record = RunRecord(folder, self.settings.checkpoint_seconds, self.accelerator, self.device, *state)
 
     def _prepare(self) -> None:
         """The network as this process trains it, what of it may change (by the adapter's names), and the optimiser."""
@@ -210,6 +199,10 @@ class _Run:
             raise ConfigError("Training in float16 cannot be sharded.", "Use --set model.dtype=bfloat16.")
 
     @property
+    def progress(self) -> Progress:
+        return self.record.progress
+
+    @property
     def examples(self) -> list[Example]:
         return self.schedule.examples
 
@@ -236,7 +229,16 @@ class _Run:
         tokens = sum(len(self.examples[index]) for index in chosen)
         seconds = working_seconds() - started
         self.progress.advance(epoch, loss * targets, targets, tokens, seconds)
-        return self._log(self._metrics(epoch, loss, rate, norm, tokens, seconds))
+        return self.record.log(
+            steps=max(self.schedule.steps, self.progress.step),
+            epoch=epoch,
+            loss=loss,
+            rate=rate,
+            norm=norm,
+            tokens=tokens,
+            seconds=seconds,
+            left=(self.schedule.tokens - self.progress.tokens) / max(self.progress.tokens, 1),
+        )
 
     def _accumulate(self, chosen: list[int], targets: int) -> float:
         """Backward over this process's micro-batches; returns the step's mean loss over all processes."""
@@ -267,34 +269,11 @@ class _Run:
         soft = [tensor.to(self.device) for tensor in soft_rows(rows, self._soft)]
         return *tensors, *[None] * (4 - len(tensors)), *soft
 
-    # --- measuring ----------------------------------------------------------------------------------------------------
-
-    def _metrics(self, epoch: int, loss: float, rate: float, norm: float, tokens: int, seconds: float) -> StepMetrics:
-        left = self.schedule.tokens - self.progress.tokens
-        return StepMetrics(
-            step=self.progress.step,
-            steps=max(self.schedule.steps, self.progress.step),
-            epoch=epoch + 1,
-            loss=loss,
-            learning_rate=rate,
-            grad_norm=norm,
-            tokens=tokens,
-            tokens_per_second=tokens / max(seconds, 1e-9),
-            memory_bytes=current_memory(self.device),
-            seconds_left=left * self.progress.seconds / max(self.progress.tokens, 1),
-        )
-
-    def _log(self, metrics: StepMetrics) -> StepMetrics:
-        if self.folder is not None and self.accelerator.is_main_process:
-            append_row(self.folder / _METRICS, dataclasses.asdict(metrics))
-        return metrics
-
     def finish(self) -> TrainingReport:
         if self._sharded:
             for name, parameter in self.adapter.parameters().items():
                 parameter.data.copy_(whole(self.parameters[name].detach()))
-        self.accelerator.wait_for_everyone()
-        return report_on(self.progress, self.accelerator.num_processes, self.device, self.resumed_from)
+        return self.record.report()
 
     # --- resuming -----------------------------------------------------------------------------------------------------
 
@@ -313,35 +292,19 @@ class _Run:
 
     def resume(self, feed: Feed | None = None) -> None:
         """Takes up the last checkpoint of the same run, if there is one, and lays out the steps."""
-        if self.folder is not None:
-            self._read_checkpoint(self.folder)
+        self.record.resume(self.fingerprint)
         self.schedule = Schedule(self._given, self.config, feed, self.progress.taken)
         for _ in range(0 if feed else self.progress.step):
             self.schedule.next()
         self._streams = feed is not None
 
-    def _read_checkpoint(self, folder: Path) -> None:
-        with write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._fingerprint = self.fingerprint()
-        found = latest_checkpoint(folder, self._fingerprint)
-        if found is not None:
-            self.progress = read_checkpoint(found, self.parameters, self.optimizer, self.scaler)
-            self.resumed_from = self.progress.step
-        if self.accelerator.is_main_process:
-            keep_rows(folder / _METRICS, self.progress.step)  # the steps after it will be taken again
-
     def maybe_checkpoint(self, at_once: bool) -> None:
-        """Saves when it is time, on all processes or on none; always `at_once`; not at the end, where all is done."""
-        due = time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
-        due = self.agree(int(due)) is not None and self.progress.step < self.schedule.steps
-        if self.folder is not None and (at_once or due):
+        """Saves when it is time, always `at_once`; not at the end, where all is done."""
+        due = self.record.is_due() and self.progress.step < self.schedule.steps
+        if at_once or due:
             if self._streams:
                 self.progress.taken = self.schedule.taken
-            state = (self.progress, self.parameters, self.optimizer, self.scaler)
-            write_checkpoint(self.folder, self._fingerprint, *state, main=self.accelerator.is_main_process)
-            self.accelerator.wait_for_everyone()
-            self._saved_at = time.monotonic()
+            self.record.save()
 
     def keep_what_is_done(self) -> None:
         """Saves at once, without the step that was chosen and not done."""
@@ -351,10 +314,9 @@ class _Run:
 
     def stopped(self, stop: StopRequest, signal: int) -> InterruptedWorkError:
         """The error that says how far it got."""
-        return stop.error(signal, f"Stopped after step {self.progress.step} of {self.schedule.steps}", self.folder)
-
-    def agree(self, number: int | None) -> int | None:
-        return largest(self.accelerator, number, self.device)
+        return stop.error(
+            signal, f"Stopped after step {self.progress.step} of {self.schedule.steps}", self.record.folder
+        )
 
 
 @contextlib.contextmanager

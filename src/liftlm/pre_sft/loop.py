@@ -6,7 +6,6 @@ bit: what a document brings depends on its number and the seed alone. Knows noth
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import math
@@ -19,26 +18,16 @@ import torch
 from torch import Tensor
 
 from liftlm.adapters import AttachedAdapter, start_fingerprint, use_adapter
-from liftlm.checkpoints import (
-    Progress,
-    append_row,
-    keep_rows,
-    latest_checkpoint,
-    read_checkpoint,
-    write_checkpoint,
-)
 from liftlm.config import LiftConfig
-from liftlm.devices import StopRequest, current_memory, join_processes, largest
+from liftlm.devices import StopRequest, join_processes
 from liftlm.errors import ConfigError, CorpusError, TrainingDivergedError
 from liftlm.evaluation.benchmark import Item
 from liftlm.models import Model
 from liftlm.pre_sft.gradients import Mode, document_gradient
 from liftlm.pre_sft.lessons import make_lesson
 from liftlm.schedule import learning_rate
-from liftlm.storage import canonical_json, write_errors
-from liftlm.training import OnStep, StepMetrics, TrainingReport, report_on
-
-_METRICS = "metrics.jsonl"
+from liftlm.storage import canonical_json
+from liftlm.training_report import OnStep, RunRecord, StepMetrics, TrainingReport
 
 
 def run_outer_loop(
@@ -62,15 +51,17 @@ def run_outer_loop(
     # on throughout: of full weights it is the adapter's that are to be saved, not the base model's
     with torch.random.fork_rng(devices=devices), use_adapter(model, name, training=True), StopRequest() as stop:
         run = _Outer(model, model.adapters[name], documents, corpus, config, mode, folder)
-        run.resume()
-        items = stream(run.progress.step * config.pre_sft.documents_per_step)
+        run.record.resume(run.fingerprint)
+        items = stream(run.record.progress.step * config.pre_sft.documents_per_step)
         while chosen := list(itertools.islice(items, config.pre_sft.documents_per_step)):
             on_step(run.step(chosen))
-            signal = run.agree(stop.signal)
-            run.maybe_checkpoint(at_once=signal is not None)
+            done, signal = run.record.progress.step, run.record.agree(stop.signal)
+            # at the end too: the result is still to be written
+            if run.record.is_due() or signal is not None or done == run.steps:
+                run.record.save()
             if signal is not None:
-                raise stop.error(signal, f"Stopped after step {run.progress.step} of {run.steps}", folder)
-        return run.finish()
+                raise stop.error(signal, f"Stopped after step {done} of {run.steps}", folder)
+        return run.record.report()
 
 
 class _Outer:
@@ -86,7 +77,7 @@ class _Outer:
         mode: Mode,
         folder: Path,
     ) -> None:
-        self.model, self.config, self.mode, self.folder, self._corpus = model, config, mode, folder, corpus
+        self.model, self.config, self.mode, self._corpus = model, config, mode, corpus
         self._documents = documents
         self.steps = -(-documents // config.pre_sft.documents_per_step)
         self.accelerator = join_processes(model.device)
@@ -99,17 +90,16 @@ class _Outer:
             eps=training.eps,
             weight_decay=training.weight_decay,
         )
-        self.scaler = torch.amp.GradScaler(model.device.type, enabled=False)
-        self.progress = Progress()
-        self.resumed_from: int | None = None
-        self._saved_at = time.monotonic()
+        scaler = torch.amp.GradScaler(model.device.type, enabled=False)
+        state = (self.parameters, self.optimizer, scaler)
+        self.record = RunRecord(folder, training.checkpoint_seconds, self.accelerator, model.device, *state)
         self._rates = training.model_copy(update={"learning_rate": config.pre_sft.learning_rate})
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
     def step(self, items: list[Item]) -> StepMetrics:
         """One document after the other on each process; all then take the same step."""
-        began, done, training = time.monotonic(), self.progress.step, self.config.training
+        began, done, training = time.monotonic(), self.record.progress.step, self.config.training
         parameters = self.parameters
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         counts = torch.zeros(3, dtype=torch.float64)  # documents, sum of their losses, tokens
@@ -146,30 +136,20 @@ class _Outer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         seconds, tokens = time.monotonic() - began, int(counts[2])
-        self.progress.advance(0, loss * taught, taught, tokens, seconds)
-        return self._metrics(loss, rate, norm, tokens, seconds)
+        self.record.progress.advance(0, loss * taught, taught, tokens, seconds)
+        return self.record.log(
+            steps=self.steps,
+            epoch=0,
+            loss=loss,
+            rate=rate,
+            norm=norm,
+            tokens=tokens,
+            seconds=seconds,
+            left=(self.steps - done - 1) / (done + 1),
+        )
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, "sum") if self.accelerator.num_processes > 1 else tensor
-
-    def _metrics(self, loss: float, rate: float, norm: float, tokens: int, seconds: float) -> StepMetrics:
-        metrics = StepMetrics(
-            step=self.progress.step,
-            steps=self.steps,
-            epoch=1,
-            loss=loss,
-            learning_rate=rate,
-            grad_norm=norm,
-            tokens=tokens,
-            tokens_per_second=tokens / max(seconds, 1e-9),
-            memory_bytes=current_memory(self.model.device),
-            seconds_left=(self.steps - self.progress.step) * self.progress.seconds / self.progress.step,
-        )
-        if self.accelerator.is_main_process:
-            append_row(self.folder / _METRICS, dataclasses.asdict(metrics))
-        return metrics
-
-    # --- resuming -----------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
         """Two runs with the same one take the same steps."""
@@ -188,31 +168,3 @@ class _Outer:
             torch.__version__,
         ]
         return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
-
-    def resume(self) -> None:
-        with write_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._print = self.fingerprint()
-        found = latest_checkpoint(self.folder, self._print)
-        if found is not None:
-            self.progress = read_checkpoint(found, self.parameters, self.optimizer, self.scaler)
-            self.resumed_from = self.progress.step
-        if self.accelerator.is_main_process:
-            keep_rows(self.folder / _METRICS, self.progress.step)
-
-    def maybe_checkpoint(self, at_once: bool) -> None:
-        """When it is time, on all processes or on none; and at the end, after which the result is still to be written."""
-        due = time.monotonic() - self._saved_at >= self.config.training.checkpoint_seconds
-        due = self.agree(int(due)) is not None or self.progress.step == self.steps
-        if at_once or due:
-            state = (self.progress, self.parameters, self.optimizer, self.scaler)
-            write_checkpoint(self.folder, self._print, *state, main=self.accelerator.is_main_process)
-            self.accelerator.wait_for_everyone()
-            self._saved_at = time.monotonic()
-
-    def agree(self, number: int | None) -> int | None:
-        return largest(self.accelerator, number, self.model.device)
-
-    def finish(self) -> TrainingReport:
-        self.accelerator.wait_for_everyone()
-        return report_on(self.progress, self.accelerator.num_processes, self.model.device, self.resumed_from)
