@@ -117,7 +117,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
         [DOCUMENT],
         {"--out": None, "--sample": 10, "--title": None, "--model": None, "--config": None, "--set": None},
     ),
-    "demo": ([], {**MODEL, "--window": 2048, "--all": False, "--out": None}),
+    "demo": ([], {**MODEL, "--window": 2048, "--all": False, "--full": False, "--out": None}),
     "export": ([ENTRY], {"--to": "required", "--out": "required"}),
     "evaluate": (
         [("BENCHMARK", True, None)],

@@ -260,6 +260,7 @@ def demo(
     config: ConfigOption = None,
     settings: SetOption = None,
     every: Annotated[bool, typer.Option("--all", help="Ask all 36 questions, not only ten.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train on everything also where bfloat16 is missing.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Also write every answer as JSON there.")] = None,
 ) -> None:
     """Absorb an invented chronicle and compare six ways of answering questions about it."""
@@ -269,7 +270,7 @@ def demo(
     resolved = read_config(config, settings, model=model, window=window)
     if out is not None:
         check_out(out)
-    run_demo(load_chosen_model(resolved), resolved, every=every, out=out)
+    run_demo(load_chosen_model(resolved), resolved, every=every, full=full, out=out)
 
 
 @app.command("config")

@@ -326,8 +326,9 @@ def joined(address: str, settings: ClusterConfig) -> Iterator[None]:
             if handles_signals:
                 signal.signal(signal.SIGTERM, terminate)  # Ray put its own there, which ends without a word
             yield
-        except KeyboardInterrupt:
-            if terminated:
+        except (KeyboardInterrupt, SystemExit) as ending:
+            # while it joins, Ray's own handler is there for a moment: it exits with the signal's number
+            if terminated or getattr(ending, "code", None) == signal.SIGTERM:
                 raise TerminatedWorkError() from None
             raise
         finally:
