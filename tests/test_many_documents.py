@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from conftest import save_model
 from liftlm import Document, Library, load_config, load_model
@@ -215,14 +216,40 @@ def test_torn_copies_are_not_taken_for_whole(
 
     document = Document(title="d", text=text(2), source="d2.txt")
     with monkeypatch.context() as patch:
-        patch.setattr(type(home._files), "put_file", lambda self, source, place: tear(source, place))
-        assert "the line is cut" in one.work(document, lambda row: None).error
+        patch.setattr(MemoryFileSystem, "put_file", lambda self, source, place: tear(source, place))
+        torn = one.work(document, lambda row: None)
+        assert "the line is cut" in torn.error and torn.again
     entry_id = adapter_id(document, one.model, one.config)
     assert not home.has_entry(entry_id) and not home.fetch_entry(entry_id, tmp_path / "x")
     outcome = one.work(document, lambda row: None)
     assert outcome.result["new"] and home.fetch_entry(entry_id, tmp_path / "x")
     home._files.pipe_file(f"{home._root}/library/{entry_id}/document.txt", b"another")
     assert not home.fetch_entry(entry_id, tmp_path / "y") and not (tmp_path / "y" / "library" / entry_id).exists()
+
+
+def test_a_store_that_does_not_answer_is_no_defect(
+    capsys: pytest.CaptureFixture[str], folder: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Object stores' packages have exceptions of their own, as here."""
+
+    class NoCredentialsError(Exception):
+        pass
+
+    def refuse(self: object, *arguments: object, **named: object) -> object:
+        raise NoCredentialsError("Unable to locate credentials\nand more")
+
+    command = ["absorb", folder, "--library", f"memory://{tmp_path.name}", "--model", tiny_folder, *FLAGS]
+    for name in ("ls", "put_file", "pipe_file", "exists"):
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryFileSystem, name, refuse)
+            result = lift(capsys, *command)
+        assert result.code in (43, 61) and "Unable to locate credentials" in result.err, (name, result.err)
+        assert "defect" not in result.err and "and more" not in result.err
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "info", refuse)
+        unread = lift(capsys, "absorb", "memory://texts", *command[2:])
+    assert unread.code == 43 and "'memory://texts' cannot be used" in unread.err
+    assert lift(capsys, *command).code == 0
 
 
 def test_a_failed_worker_leaves_its_model_clean(

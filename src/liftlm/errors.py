@@ -200,6 +200,12 @@ class EntryNotFoundError(LiftError):
     exit_code, http_status = 42, 404
 
 
+class StoreError(LiftError):
+    """An object store or other file system that does not answer, does not let us in, or lacks the bucket."""
+
+    exit_code, http_status = 43, 503
+
+
 # --- server -----------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from liftlm.errors import ConfigError, NoWritePermissionError
+from liftlm.errors import ConfigError, LiftError, StoreError
 from liftlm.storage import SEAL, new_folder, seal_problems, write_file
 
 _DONE, _FAILED = "documents", "failures"
@@ -44,8 +44,7 @@ class Home:
             with new_folder(self.folder / "library" / entry.name, sealed=False) as draft:
                 shutil.copytree(entry, draft, dirs_exist_ok=True)
             return
-        with self._writing():
-            self._put_sealed(entry, self._at("library", entry.name))
+        self._put_sealed(entry, self._at("library", entry.name))
 
     def fetch_entry(self, entry_id: str, home: Path) -> bool:
         """Copies an entry into a local home; False where there is none, or none that is whole."""
@@ -68,17 +67,16 @@ class Home:
         """Keeps the newest checkpoint of a folder of unfinished work, and the files beside it; then drops older ones."""
         target = self._at("unfinished", work.name)
         newest = max(work.glob("checkpoint-*"), default=None)
-        with self._writing():
-            self._files.makedirs(target, exist_ok=True)
-            for path in work.iterdir():
-                if path.is_file() and not path.name.startswith("."):
-                    self._files.put_file(str(path), f"{target}/{path.name}")
-            if newest is None:
-                return
-            self._put_sealed(newest, f"{target}/{newest.name}")
-            for name in self._names("unfinished", work.name):
-                if name.startswith("checkpoint-") and name != newest.name:
-                    self._files.rm(f"{target}/{name}", recursive=True)
+        self._files.makedirs(target, exist_ok=True)
+        for path in work.iterdir():
+            if path.is_file() and not path.name.startswith("."):
+                self._files.put_file(str(path), f"{target}/{path.name}")
+        if newest is None:
+            return
+        self._put_sealed(newest, f"{target}/{newest.name}")
+        for name in self._names("unfinished", work.name):
+            if name.startswith("checkpoint-") and name != newest.name:
+                self._files.rm(f"{target}/{name}", recursive=True)
 
     def fetch_unfinished(self, entry_id: str, home: Path) -> bool:
         """Brings unfinished work into a local home. What was torn in writing is seen by its seal, and not continued."""
@@ -131,9 +129,8 @@ class Home:
         if self.folder is not None:
             write_file(Path(path), content)
             return
-        with self._writing():
-            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._files.pipe_file(path, content.encode())
+        self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self._files.pipe_file(path, content.encode())
 
     def _put_sealed(self, folder: Path, target: str) -> None:
         files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / SEAL]
@@ -148,28 +145,63 @@ class Home:
             place.parent.mkdir(parents=True, exist_ok=True)
             self._files.get_file(found, str(place))
 
+
+class _Remote:
+    """fsspec's file system elsewhere. Each of its packages has exceptions of its own; here all but those for files that are
+    not there are StoreError."""
+
+    def __init__(self, files: Any, url: str) -> None:
+        self._files, self._url = files, url
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._files, name)
+        if not callable(found):
+            return found
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            with self._failures():
+                result = found(*arguments, **named)
+            return self._each(result) if isinstance(result, Iterator) else result
+
+        return call
+
+    def _each(self, results: Iterator[Any]) -> Iterator[Any]:
+        with self._failures():
+            yield from results
+
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _failures(self) -> Iterator[None]:
         try:
             yield
-        except PermissionError as error:
-            raise NoWritePermissionError(
-                f"Cannot write to {self.url}: {error}.", "Choose another --library."
+        except (LiftError, FileNotFoundError):
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"'{self._url}' cannot be used: {_first_line(error)}.",
+                "Check the address, the credentials and the network; the same command continues.",
             ) from error
 
 
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
+
+
 def open_url(url: str) -> tuple[Any, str]:
-    """fsspec's file system and the path in it. Raises ConfigError for a URL of no kind that is installed."""
+    """fsspec's file system and the path in it; beyond this machine its calls raise StoreError.
+
+    Raises ConfigError for a URL of no kind that is installed.
+    """
     import fsspec
 
     try:
         files, path = fsspec.url_to_fs(url)
     except (ValueError, ImportError, OSError) as error:
         raise ConfigError(
-            f"'{url}' cannot be opened: {str(error).splitlines()[0].rstrip('.')}.",
+            f"'{url}' cannot be opened: {_first_line(error)}.",
             "Give a folder, or install fsspec's package for such addresses (s3fs for s3://, gcsfs for gs://).",
         ) from error
-    return files, str(path)
+    return files if _is_local(files) else _Remote(files, url), str(path)
 
 
 def _is_local(files: Any) -> bool:

@@ -26,7 +26,7 @@ from liftlm.absorbing import adapter_id
 from liftlm.adapters import remove_adapter, start_fingerprint
 from liftlm.config import LiftConfig
 from liftlm.documents import Document, load_document
-from liftlm.errors import DocumentNotFoundError
+from liftlm.errors import DocumentNotFoundError, StoreError
 from liftlm.homes import Home, open_url
 from liftlm.library import Library
 from liftlm.models import Model, load_model
@@ -209,7 +209,7 @@ def _identity(files: Any, path: str) -> str:
     """Of a file's content, without reading it: size and time, or what an object store says."""
     try:
         found = files.info(path)
-    except OSError:
+    except (OSError, StoreError):
         return "unreadable"  # its worker will say why
     marks = ("size", "mtime", "ETag", "LastModified", "updated", "generation", "md5Hash", "content_md5", "created")
     return canonical_json(

@@ -20,13 +20,14 @@ from liftlm.errors import (
     LiftError,
     NotEnoughMemoryError,
     NoWritePermissionError,
+    StoreError,
     WriterUnreachableError,
 )
 
 # what may be otherwise at the next try, or on another machine
 _PASSING = (
     *(DiskFullError, HubUnreachableError, InterruptedWorkError, LibraryBusyError, NotEnoughMemoryError),
-    *(NoWritePermissionError, WriterUnreachableError),
+    *(NoWritePermissionError, StoreError, WriterUnreachableError),
 )
 Tell = Callable[[dict[str, Any]], None]
 

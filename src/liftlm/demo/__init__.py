@@ -119,11 +119,7 @@ def run_demo(
         for name, _, _ in _ARMS
     }
     _print(rows, answers, right, seconds)
-    quoted = {
-        name: sum(is_right(given.sources[0], row) for given, row in zip(answers[name], rows, strict=True))
-        for name, _, context in _ARMS
-        if context == "retrieve"
-    }
+    quoted = _right_if_quoted(rows, answers)
     found = ", ".join(f"{name} {count}/{len(rows)}" for name, count in quoted.items())
     print(f"\nThe best sentence found, quoted instead of read, would be right: {found}.")
     print(
@@ -143,6 +139,15 @@ def run_demo(
             "answers": {name: [dataclasses.asdict(given) for given in answers[name]] for name in answers},
         }
         write_file(out, json.dumps(result, indent=1, ensure_ascii=False))
+
+
+def _right_if_quoted(rows: list[dict[str, Any]], answers: dict[str, list[Answer]]) -> dict[str, int]:
+    """Of the ways that retrieve: how many questions the best sentence found would answer."""
+    return {
+        name: sum(is_right(given.sources[0], row) for given, row in zip(answers[name], rows, strict=True))
+        for name, _, context in _ARMS
+        if context == "retrieve"
+    }
 
 
 def _print(
