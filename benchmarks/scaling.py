@@ -2,7 +2,8 @@
 
 Each worker sleeps instead of training (times differ as documents do); everything else is what `lift absorb FOLDER --ray` does:
 jobs one by one from an iterator, a document's bytes through Ray, an outcome back, a file for it. 64 workers share a
-process, since a machine that sleeps does not need 256. Ideal is the sum of all sleeping divided by the workers. Most rows sleep for
+process, since a machine that sleeps does not need 256. Ideal is the sum of all sleeping divided by the workers; best is what a
+scheduler that costs nothing would need. Most rows sleep for
 a fraction of a second, which is hard on the scheduler; the last one as long as a real document took, two for each worker.
 
     python benchmarks/scaling.py --out docs/results
@@ -11,6 +12,7 @@ a fraction of a second, which is hard on the scheduler; the last one as long as 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import random
 import tempfile
@@ -86,6 +88,7 @@ def simulate(workers: int, documents: int, seconds: float, home: Home) -> dict[s
     assert tally.done == documents, tally
     ideal = sum(times) / workers
     return {
+        "best": shortest(times, workers),
         "workers": workers,
         "documents": documents,
         "seconds_each": seconds,
@@ -95,6 +98,14 @@ def simulate(workers: int, documents: int, seconds: float, home: Home) -> dict[s
         "documents_a_second": documents / wall,
         "driver_milliseconds": 1000 * cpu / documents,
     }
+
+
+def shortest(times: list[float], workers: int) -> float:
+    """Seconds if a scheduler cost nothing: the next document to whoever is free first."""
+    free = [0.0] * workers
+    for needed in times:
+        heapq.heappush(free, heapq.heappop(free) + needed)
+    return max(free)
 
 
 def draw(rows: list[dict[str, float]], limit: dict[str, float], path: Path) -> None:
