@@ -136,7 +136,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder for scaling.json and scaling.png")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a document")
     parser.add_argument("--workers", type=int, nargs="*", default=WORKERS)
-    parser.add_argument("--real", type=float, default=198.0, help="seconds that a document took (README); 0: no such row")
+    parser.add_argument(
+        "--real", type=float, default=198.0, help="seconds that a document took (README); 0: no such row"
+    )
     parser.add_argument("--documents", type=int, default=DOCUMENTS)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
