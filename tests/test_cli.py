@@ -268,7 +268,7 @@ def test_an_answer_from_the_library_loads_nothing_that_it_does_not_need(
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print(*{name.partition('.')[0] for name in sys.modules})\n"
     )
-    line = ["ask", only_id(home), "Who?", "--model", talker, *SMALL]
+    line = ["ask", only_id(home), "Who?", "--context", "truncate", "--model", talker, *SMALL]
     done = subprocess.run([sys.executable, "-c", code, *map(str, line)], capture_output=True, text=True, check=True)
     unwanted = {
         "openai",
@@ -302,7 +302,7 @@ def test_ask_absorbs_once_and_answers_on_standard_output(
     second = lift(capsys, *arguments)
     assert (second.code, second.out) == (0, first.out)
     assert f"From the library: 'The bell of Corriden' (id {only_id(home)})." in second.err
-    assert "lift+icl · " in second.err and "answer tokens" in second.err
+    assert "lift+rag · " in second.err and "answer tokens" in second.err
     # the same through the Python API
     model = load_model(str(talker))
     config = load_config(None, SMALL[1::2])
@@ -316,7 +316,7 @@ def test_without_the_text_and_without_the_adapter(
 ) -> None:
     arguments = ["ask", book, "Who rang the bell?", "--model", talker, *SMALL]
     base = lift(capsys, *arguments, "--base")
-    assert base.code == 0 and "icl · " in base.err and "lift" not in base.err and not home.exists()
+    assert base.code == 0 and "\nrag · " in base.err and "lift" not in base.err and not home.exists()
     closed = lift(capsys, *arguments, "--base", "--context", "none")
     assert "closed-book · " in closed.err and "(0 of the document)" in closed.err and closed.out != base.out
     alone = lift(capsys, *arguments, "--context", "none")

@@ -91,7 +91,7 @@ def test_the_second_time_nothing_is_trained(
     rows = (library.path / entry_id / "metrics.jsonl").read_text().splitlines()
     assert adapter.report.steps == len(rows) and len(adapter.report.epoch_losses) == CONFIG.training.epochs
     assert library.has(DOCUMENT, model, CONFIG) and library.unfinished() == []
-    assert answer(model, adapter, "Who rang the bell?").method == "lift+icl"
+    assert answer(model, adapter, "Who rang the bell?").method == "lift+rag"
 
 
 def test_what_an_id_depends_on(model: Model, tmp_path: Path) -> None:

@@ -84,11 +84,14 @@ def test_the_same_rows_in_the_same_order_with_what_answer_all_says(model: Model)
         model, None, ROWS, document=DOCUMENT, config=CONFIG, on_answer=lambda index, answer: heard.append(index)
     )
     given = answer_all(model, None, [str(row["question"]) for row in ROWS], document=DOCUMENT, config=CONFIG)
-    expected = [row | dataclasses.asdict(answer) | {"sources": []} for row, answer in zip(ROWS, given, strict=True)]
+    expected = [
+        row | dataclasses.asdict(answer) | {"sources": list(answer.sources)}
+        for row, answer in zip(ROWS, given, strict=True)
+    ]
     assert without_seconds(result) == without_seconds(expected)
     assert sorted(heard) == [0, 1, 2, 3] and all(row["seconds"] > 0 for row in result)
     assert len({row["answer"] for row in result}) > 1 and result[1]["answer"] == result[3]["answer"]
-    assert {row["method"] for row in result} == {"icl"} and "answer" not in ROWS[0]
+    assert {row["method"] for row in result} == {"rag"} and "answer" not in ROWS[0]
 
 
 def test_out_holds_what_is_returned_and_no_partial_file_stays(model: Model, tmp_path: Path) -> None:
@@ -215,10 +218,10 @@ def test_the_command(
     assert [line[:4] for line in done.err.splitlines() if line[1:4] == "/4:"] and "2/4: When?" in done.err
     rows = read(out)
     assert [{key: row[key] for key in given} for row, given in zip(rows, ROWS, strict=True)] == ROWS
-    assert {row["method"] for row in rows} == {"lift+icl"} and all("answer" in row for row in rows)
+    assert {row["method"] for row in rows} == {"lift+rag"} and all("answer" in row for row in rows)
     assert all(0 < row["answer_tokens"] <= 8 and row["prompt_tokens"] <= 248 for row in rows)
     printed = lift(capsys, "ask", only_id(home), *more)  # the same by id, to standard output
     assert without_seconds([json.loads(line) for line in printed.out.splitlines()]) == without_seconds(rows)
     single = lift(capsys, "ask", book, str(ROWS[0]["question"]), "--model", talker, *SMALL)
     assert single.out == f"{rows[0]['answer']}\n"
-    assert LiftConfig().answering.context == rows[0]["context"] == "truncate"
+    assert LiftConfig().answering.context == rows[0]["context"] == "retrieve"

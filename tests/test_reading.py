@@ -186,7 +186,13 @@ def test_head_and_tail_are_what_truncated_answering_shows(model: Model, monkeypa
         "liftlm.answering.generate", lambda model, prompts, *more: asked.extend(p.tokens for p in prompts)
     )
     with pytest.raises(TypeError):  # nothing was generated
-        answer_all(model, None, [TASKS[0].question], document=DOCUMENT, config=load_config())
+        answer_all(
+            model,
+            None,
+            [TASKS[0].question],
+            document=DOCUMENT,
+            config=load_config(None, ["answering.context=truncate"]),
+        )
     frames = [model.decode(tokens).split("The ferryman Oswin")[0] for tokens in (asked[0], parted(made[0])[0])]
     assert frames[0] == frames[1] != ""
     assert len({model.decode(tokens).rpartition(".\n\n")[2] for tokens in (asked[0], parted(made[0])[0])}) == 1

@@ -168,7 +168,7 @@ class RetrievalConfig(_Branch):
 class AnsweringConfig(_Branch):
     """How questions are answered. temperature 0 = greedy."""
 
-    context: ContextPolicy = "truncate"
+    context: ContextPolicy = "retrieve"
     # how much of the adapter acts where text of the document is in the window: with all of it the model recites
     strength_with_text: _Number = Field(default=0.5, ge=0, le=1)
     max_new_tokens: _Whole = Field(default=64, ge=1)
