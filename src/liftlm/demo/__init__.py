@@ -74,7 +74,7 @@ def fitted(config: LiftConfig, model: Model, full: bool) -> LiftConfig:
     if not slow or full or config.training.total_tokens is not None:
         return config
     note(
-        f"This processor has no bfloat16: training on {_SLOW_TOKENS:,} tokens, about half, "
+        f"In float32, which is slow here, training takes {_SLOW_TOKENS:,} tokens, about half, "
         "to end within ten minutes (--full: on all)."
     )
     return config.model_copy(update={"training": config.training.model_copy(update={"total_tokens": _SLOW_TOKENS})})
