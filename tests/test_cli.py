@@ -126,7 +126,8 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             **JUDGE,
             "--out": "required",
             "--data": None,
-            "--methods": "closed-book,icl,rag,rag-sentences,lift,lift+icl,lift+rag-sentences,oracle,lift+oracle,lift-other",
+            "--methods": "closed-book,icl,rag,rag-sentences,lift,lift+icl,lift+rag-sentences,oracle,lift+oracle,"
+            "lift-other,lift-other+icl,lift-other+rag-sentences",
             "--limit": None,
             "--lengths": "",
             "--depths": "",

@@ -11,17 +11,22 @@ import torch
 
 from conftest import save_model
 from liftlm import load_config, load_model
+from liftlm.adapters import use_adapter
 from liftlm.cli import app
 from liftlm.config import LiftConfig
 from liftlm.demo import load_demo
+from liftlm.documents import Document
 from liftlm.errors import BenchmarkDataError, ConfigError
+from liftlm.evaluation.benchmark import Question
 from liftlm.evaluation.interference import measure_interference
 from liftlm.evaluation.needles import Needles, hide
 from liftlm.evaluation.own_questions import OwnQuestions
 from liftlm.evaluation.predicting import METHODS, Predictor
 from liftlm.evaluation.registry import benchmark_classes, make_benchmark
 from liftlm.evaluation.scoring import score_folder
+from liftlm.likelihood import continuation_nlls
 from liftlm.models import Model
+from liftlm.windows import fill_window
 
 QUICK = [
     "tasks.per_sentence=1", "training.batch_tokens=512", "answering.retrieval.count=1", "answering.retrieval.neighbours=0",
@@ -79,6 +84,8 @@ def test_every_method_is_predicted_once_and_scored(model: Model, data: Path, tmp
     assert shown["oracle"] == ["Mara Quill cast it from old coins.", "The miller Jonas Vale paid for the stones."]
     assert shown["icl-full"] == shown["icl"] == [FIRST, FIRST, SECOND]
     assert "miller Jonas Vale paid" in str(shown["rag-sentences"][2])
+    for text in ("icl", "rag", "oracle"):
+        assert shown[f"lift-other+{text}"] == shown[f"lift+{text}"] == shown[text], "the control reads the same text"
     choice = next(row for row in by_method["closed-book"] if row["choices"])
     assert [tokens for _, tokens in choice["choice_nlls"]] == [len(model.encode(text)) for text in choice["choices"]]
     # the likelihood is that of a plain forward pass over prompt and answer
@@ -97,6 +104,21 @@ def test_every_method_is_predicted_once_and_scored(model: Model, data: Path, tmp
         ("Bell", "Bell", False), ("Bell", "Bridge", True), ("Bridge", "Bridge", False), ("Bridge", "Bell", True),
     ]  # fmt: skip
     assert all((row["interference"] is None) == row["control"] for row in absorbed)
+    # the control beside text is the other document's adapter at the strength that lift has there
+    ask = next(row for row in by_method["lift-other+icl"] if row["title"] == "Bell")
+    adapter_of = {(row["title"], row["control"]): row["adapter_id"] for row in absorbed}
+    filled = fill_window(
+        model,
+        [OwnQuestions().wording(Document("Bell", FIRST), Question("", ask["question"], ("",)))],
+        [],
+        lambda budget: model.encode(FIRST)[:budget],
+        8,
+        True,
+        chat=True,
+    )
+    with use_adapter(model, adapter_of["Bell", True], strength=config().answering.strength_with_text):
+        (own,) = continuation_nlls(model, filled.tokens, [model.encode(ask["answers"][0])])
+    assert ask["answer_nll"] == pytest.approx(own / ask["answer_nll_tokens"], rel=1e-5)
     scores = score_folder(folder, OwnQuestions()).methods
     assert set(scores) == set(METHODS) and scores["lift"]["n"] == 3
     # again: nothing is missing; a method more predicts only itself

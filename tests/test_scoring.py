@@ -217,6 +217,19 @@ def test_knowledge_is_lift_minus_another_documents_lift_question_by_question(tmp
     assert scored(tmp_path, rows[:3]).details["knowledge"] == []
 
 
+def test_beside_text_the_control_reads_the_same_text(tmp_path: Path) -> None:
+    nlls = {"lift": 2.0, "lift-other": 3.0, "lift+icl": 1.5, "lift-other+icl": 1.75, "lift+oracle": 0.5, "icl": 2.5}
+    scores = scored(tmp_path, [row(name, n, answer_nll=nll) for name, nll in nlls.items() for n in range(2)])
+    differences = {
+        (entry["a"], entry["b"]): entry["difference"]
+        for entry in scores.details["knowledge"]
+        if entry["metric"] == "answer_nll"
+    }
+    assert differences == {("lift", "lift-other"): -1.0, ("lift+icl", "lift-other+icl"): -0.25}
+    assert list(scores.methods) == ["icl", "lift-other", "lift", "lift-other+icl", "lift+icl", "lift+oracle"]
+    assert "reading_kept" not in scores.methods["lift-other+icl"]
+
+
 # --- differences ------------------------------------------------------------------------------------------------------
 
 

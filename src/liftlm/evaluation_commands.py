@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from liftlm.evaluation.benchmark import Benchmark
     from liftlm.models import Model
 
-_METHODS = "closed-book,icl,rag,rag-sentences,lift,lift+icl,lift+rag-sentences,oracle,lift+oracle,lift-other"
+_METHODS = (
+    "closed-book,icl,rag,rag-sentences,lift,lift+icl,lift+rag-sentences,oracle,lift+oracle,"
+    "lift-other,lift-other+icl,lift-other+rag-sentences"
+)
 _RUN = "run.json"
 JudgeUrlOption = Annotated[
     str | None, typer.Option("--judge-url", help="An OpenAI-compatible server that judges the answers.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liftlm.evaluation.figures import in_units, label
-from liftlm.evaluation.scoring import METHODS, Row, rank
+from liftlm.evaluation.scoring import CONTROL, Row, rank
 from liftlm.storage import write_errors
 
 if TYPE_CHECKING:
@@ -23,18 +23,20 @@ if TYPE_CHECKING:
 Methods = Mapping[str, Mapping[str, Any]]
 _DPI = 110
 _PANELS = 3  # side by side
-_COLOURS = (
-    "#8c8c8c",
-    "#e69f00",
-    "#b8860b",
-    "#56b4e9",
-    "#bbbbbb",
-    "#d55e00",
-    "#cc79a7",
-    "#0072b2",
-    "#009e73",
-    "#000000",
-)
+_COLOURS = {  # a control has its method's, paler
+    "closed-book": "#8c8c8c",
+    "icl": "#e69f00",
+    "icl-full": "#b8860b",
+    "rag": "#56b4e9",
+    "rag-sentences": "#2a7fb8",
+    "lift": "#d55e00",
+    "lift+icl": "#cc79a7",
+    "lift+rag": "#0072b2",
+    "lift+rag-sentences": "#00428a",
+    "oracle": "#009e73",
+    "lift+oracle": "#000000",
+}
+_PALER = "66"  # opacity
 
 
 def draw_plots(
@@ -237,7 +239,9 @@ def _methods_of(groups: Mapping[str, Any]) -> list[str]:
 
 
 def _colour(method: str) -> str:
-    return _COLOURS[METHODS.index(method)] if method in METHODS else "#666666"
+    if method.startswith(CONTROL):
+        return _COLOURS.get(method.replace(CONTROL, "lift", 1), "#666666") + _PALER
+    return _COLOURS.get(method, "#666666")
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,7 @@
 """Documents and questions → predictions.jsonl, by every method at the same window. Resumable row by row.
 
 A document is absorbed once for all its questions and methods, into the library, and its neighbour in the benchmark is
-absorbed as its control (`lift-other`). Knows nothing of metrics: what it writes is scored later, without a model.
+absorbed as its control (`lift-other`, `lift-other+…`). Knows nothing of metrics: what it writes is scored later, without a model.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ METHODS: dict[str, Way] = {
     "lift+rag-sentences": Way("own", "retrieve"),  # the adapter ranks
     "oracle": Way("none", "evidence"),
     "lift+oracle": Way("own", "evidence"),  # for reading kept
-    "lift-other": Way("other", "none"),  # the control
+    "lift-other": Way("other", "none"),  # the controls: with each text another document's adapter, which also ranks
+    "lift-other+icl": Way("other", "truncate"),
+    "lift-other+rag": Way("other", "segments"),
+    "lift-other+rag-sentences": Way("other", "retrieve"),
+    "lift-other+oracle": Way("other", "evidence"),
 }
 _SEGMENTS = RetrievalConfig(unit="segment", count=None, rerank=0)
 
@@ -338,8 +342,8 @@ def control_of(items: Sequence[Item], index: int) -> Document:
     chronicle = load_demo()[0]
     if own.text.strip() == chronicle.text.strip():
         raise ConfigError(
-            f"The control 'lift-other' has no other document to absorb than '{own.title}', which is to be answered about.",
-            "Leave lift-other out of --methods, or evaluate at least two documents.",
+            f"The controls lift-other… have no other document to absorb than '{own.title}', which is to be answered about.",
+            "Leave lift-other… out of --methods, or evaluate at least two documents.",
         )
     return chronicle
 

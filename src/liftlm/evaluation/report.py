@@ -195,16 +195,21 @@ def _difference(entry: Mapping[str, Any] | None) -> str:
 
 
 def _knowledge(found: _Found) -> list[Block]:
-    entries = {entry["metric"]: entry for entry in found.details["knowledge"]}
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in found.details["knowledge"]:
+        entries.setdefault((entry["a"], entry["b"]), {})[entry["metric"]] = entry
     if not entries:
         text = f"Not known: it is what lift gains over {CONTROL}, and both are needed. Without that control a gain may be format."
         return [Heading("Knowledge, against the control"), Paragraph(text)]
     text = (
         f"{CONTROL} absorbed another document with the same recipe. What lift gains over it is knowledge of the document; the "
-        "rest is format."
+        "rest is format. Beside text the other document's adapter sees the same text, or ranks it."
     )
-    rows = [[label(metric), str(entry["n"]), _difference(entry)] for metric, entry in entries.items()]
-    table = Table(["", "questions", f"lift − {CONTROL}"], rows)
+    rows = [
+        [label(metric), str(entry["n"]), *(_difference(each.get(metric)) for each in entries.values())]
+        for metric, entry in next(iter(entries.values())).items()
+    ]
+    table = Table(["", "questions", *(f"{first} − {second}" for first, second in entries)], rows)
     return [Heading("Knowledge, against the control"), Paragraph(text), table]
 
 

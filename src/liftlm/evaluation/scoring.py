@@ -28,13 +28,18 @@ Key = tuple[str, str]  # document, question
 Mask = NDArray[np.bool_]
 EncoderScorer = Callable[[Sequence[str], Sequence[Sequence[str]]], EncoderScores]
 
-METHODS = (
-    *("closed-book", "icl", "icl-full", "rag", "lift-other", "lift", "lift+icl", "lift+rag", "oracle", "lift+oracle"),
-)  # from knowing little to knowing much; differences are later − earlier
 CONTROL = "lift-other"
+BESIDE = ("icl", "rag", "rag-sentences", "oracle")  # texts beside which the adapter acts
+METHODS = (
+    *("closed-book", "icl", "icl-full", "rag", "rag-sentences", CONTROL, "lift"),
+    *(f"{adapter}+{text}" for text in BESIDE[:3] for adapter in (CONTROL, "lift")),
+    *("oracle", f"{CONTROL}+oracle", "lift+oracle"),
+)  # from knowing little to knowing much; differences are later − earlier
+CONTROLLED = (("lift", CONTROL), *((f"lift+{text}", f"{CONTROL}+{text}") for text in BESIDE))
 COMPARED = (  # what the program claims, and what the claims are measured against
-    *(("lift", CONTROL), ("lift", "closed-book"), ("lift", "icl"), ("lift+icl", "icl"), ("lift+rag", "rag")),
-    *(("rag", "icl"), ("oracle", "lift+rag"), ("lift+oracle", "oracle")),
+    *CONTROLLED,
+    *(("lift", "closed-book"), ("lift", "icl"), *((f"lift+{text}", text) for text in BESIDE)),
+    *(("rag", "icl"), ("rag-sentences", "icl"), ("oracle", "lift+rag"), ("oracle", "lift+rag-sentences")),
 )
 _RATED = ("loogle-summarization", "longbench/gov_report", "longbench/multi_news", "longbench/qmsum", "longbench/samsum")
 _LENGTHS = (1500, 3000, 6000, 12_000, 24_000, 48_000, 96_000)  # tokens; between the round lengths that texts are cut to
@@ -86,7 +91,7 @@ def score_folder(
             "unreadable_lines": unreadable,
             "resamples": RESAMPLES,
             "methods": {method: _costs(rows, table, method) for method in table.values},
-            "knowledge": compare(table, "lift", CONTROL, everything),
+            "knowledge": [entry for pair in CONTROLLED for entry in compare(table, *pair, everything)],
             "paired": _compare_all(table, everything),
             "kinds": _by_kind(table),
             "lengths": _by_length(table),
@@ -241,7 +246,7 @@ def _score_method(table: Table, method: str, chosen: Mask) -> dict[str, Any]:
     for index, metric in enumerate(table.metrics):
         entry |= _entry(metric, _mean(values[:, index]), samples[:, index])
     entry |= _entry("evidence_gap_closed", *_gap_closed(table, method, chosen))
-    if method.startswith("lift") and method != CONTROL:
+    if method.startswith("lift") and not method.startswith(CONTROL):
         entry |= _entry("reading_kept", *_reading_kept(table, chosen))
     return entry | {"n": int(scored.sum()), "failed": int((chosen & table.failed[method]).sum())}
 

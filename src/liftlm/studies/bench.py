@@ -20,7 +20,7 @@ from liftlm.adapters import remove_adapter
 from liftlm.config import LiftConfig, parse_config
 from liftlm.evaluation.benchmark import Item
 from liftlm.evaluation.predicting import Predictor
-from liftlm.evaluation.scoring import read_predictions, read_rows
+from liftlm.evaluation.scoring import CONTROL, read_predictions, read_rows
 from liftlm.library import Library
 from liftlm.models import Model
 from liftlm.storage import append_json_line, canonical_json
@@ -145,7 +145,9 @@ class Bench:
             before = self._rows.get(_id(key))
             if not wanted or (before is not None and (not before["error"] or row["error"])):
                 continue
-            cost = costs.get((item.document.id, row["method"] == "lift-other"), {}) if "lift" in row["method"] else {}
+            cost = (
+                costs.get((item.document.id, row["method"].startswith(CONTROL)), {}) if "lift" in row["method"] else {}
+            )
             values = {name: row[name] for name in _KEPT} | {
                 "document_id": item.document.id,
                 "title": item.document.title,
