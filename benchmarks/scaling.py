@@ -5,8 +5,10 @@ jobs one by one from an iterator, a document's bytes through Ray, an outcome bac
 process, since a machine that sleeps does not need 256. Ideal is the sum of all sleeping divided by the workers; best is what a
 scheduler that costs nothing would need. Most rows sleep for
 a fraction of a second, which is hard on the scheduler; the last one as long as a real document took, two for each worker.
+With --minutes every row has all documents and sleeps as long in all: more workers, longer documents.
 
     python benchmarks/scaling.py --out docs/results
+    python benchmarks/scaling.py --out docs/results --minutes 8 --workers 1 4 16 64 256
 """
 
 from __future__ import annotations
@@ -117,9 +119,9 @@ def draw(rows: list[dict[str, float]], limit: dict[str, float], path: Path) -> N
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4))
     workers = [row["workers"] for row in rows]
-    axes.plot(
-        workers, [row["efficiency"] for row in rows], "o-", label=f"simulated, {rows[0]['seconds_each']:g} s a document"
-    )
+    each = [row["seconds_each"] for row in rows]
+    label = f"{each[0]:g} s" if len(set(each)) == 1 else f"{each[0]:.2g} to {each[-1]:.2g} s"
+    axes.plot(workers, [row["efficiency"] for row in rows], "o-", label=f"simulated, {label} a document")
     more = [2**power for power in range(18)]
     for seconds in (20, 200):
         paper = [min(1.0, seconds * limit["documents_a_second"] / count) for count in more]
@@ -135,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="a folder for scaling.json and scaling.png")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a document")
+    parser.add_argument("--minutes", type=float, help="instead of --seconds: that every row would take at best")
     parser.add_argument("--workers", type=int, nargs="*", default=WORKERS)
     parser.add_argument(
         "--real", type=float, default=198.0, help="seconds that a document took (README); 0: no such row"
@@ -144,15 +147,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home, rows = Home(folder), []
         for workers in chosen.workers:
-            rows.append(simulate(workers, min(chosen.documents, ROUNDS * workers), chosen.seconds, home))
+            if chosen.minutes:
+                documents, seconds = chosen.documents, 60 * chosen.minutes * workers / chosen.documents
+            else:
+                documents, seconds = min(chosen.documents, ROUNDS * workers), chosen.seconds
+            rows.append(simulate(workers, documents, seconds, home))
             print(json.dumps(rows[-1]), flush=True)
         limit = simulate(256, min(chosen.documents, 3000), 0.0, home)  # nothing to wait for: what the scheduler can do
         print(json.dumps(limit), flush=True)
         real = simulate(256, 512, chosen.real, home) if chosen.real else None
         print(json.dumps(real), flush=True)
     result = {"rows": rows, "limit": limit, "real": real}
-    (chosen.out / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(rows, limit, chosen.out / "scaling.png")
+    stem = "scaling-all" if chosen.minutes else "scaling"
+    (chosen.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(rows, limit, chosen.out / f"{stem}.png")
 
 
 if __name__ == "__main__":

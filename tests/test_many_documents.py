@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
 from conftest import save_model
@@ -73,6 +74,27 @@ def weights(home: Path) -> dict[str, bytes]:
             entry / "adapter" / "adapter_model.safetensors"
         ).read_bytes()
     return found
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a server that speaks S3 (moto), over real HTTP."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    boto3.client("s3").create_bucket(Bucket="lib")
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield "s3://lib/books"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
 
 
 # --- through the command line -----------------------------------------------------------------------------------------
@@ -162,11 +184,12 @@ def worker(model: Path, home: str, tmp_path: Path, name: str, monkeypatch: pytes
     return AbsorbingWorker(Order(load_config(None, [*SETTINGS, f"model.name={model}"]), home))
 
 
-@pytest.mark.parametrize("kind", ["folder", "memory"])
+@pytest.mark.parametrize("kind", ["folder", "memory", "s3"])
 def test_another_machine_continues_bit_for_bit(
-    kind: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    url = str(tmp_path / "home") if kind == "folder" else f"memory://{tmp_path.name}"
+    urls = {"folder": lambda: str(tmp_path / "home"), "memory": lambda: f"memory://{tmp_path.name}"}
+    url = urls.get(kind, lambda: request.getfixturevalue("s3"))()
     document = Document(title="d", text=text(1), source="d1.txt")
     first = worker(tiny_folder, url, tmp_path, "first", monkeypatch)
     entry_id = adapter_id(document, first.model, first.config)
@@ -250,6 +273,37 @@ def test_a_store_that_does_not_answer_is_no_defect(
         unread = lift(capsys, "absorb", "memory://texts", *command[2:])
     assert unread.code == 43 and "'memory://texts' cannot be used" in unread.err
     assert lift(capsys, *command).code == 0
+
+
+def test_an_object_store(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    s3: str,
+) -> None:
+    """Documents from S3, adapters to S3: as on the disk; and what its own package says where it goes wrong."""
+    Home(s3)._files.put(str(folder), "lib/docs", recursive=True)
+    command = ["absorb", "s3://lib/docs", "--model", tiny_folder, *FLAGS, "--library"]
+    first = lift(capsys, *command, s3)
+    assert first.code == 0 and "3 absorbed, 0 were already, 0 failed." in first.err, first.err
+    assert "0 absorbed, 3 were already" in lift(capsys, *command, s3).err
+    home = Home(s3)
+    assert all(home.fetch_entry(entry_id, tmp_path / "fetched") for entry_id in home.entry_ids())
+    assert lift(capsys, "absorb", folder, "--model", tiny_folder, *FLAGS, "--library", tmp_path / "disk").code == 0
+    fetched, disk = (sorted(weights(tmp_path / name).values()) for name in ("fetched", "disk"))
+    assert fetched == disk and len(disk) == 3
+    assert not home._names("unfinished") and not home.failures()
+
+    nowhere = lift(capsys, *command, "s3://nowhere/books")
+    assert nowhere.code == 43 and "There is no bucket 'nowhere'" in nowhere.err
+    assert home._files.ls("") == ["lib"], "a mistyped bucket is not made"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    closed = lift(capsys, *command, s3)
+    assert closed.code == 43 and "127.0.0.1:9" in closed.err and "defect" not in closed.err, closed.err
 
 
 def test_a_failed_worker_leaves_its_model_clean(

@@ -25,13 +25,21 @@ _DONE, _FAILED = "documents", "failures"
 
 
 class Home:
-    """url: as fsspec takes it. Raises ConfigError for one that it cannot open."""
+    """url: as fsspec takes it. Raises ConfigError for one that it cannot open, StoreError for a bucket that is not there."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._files, self._root = open_url(url)
         self._root = self._root.rstrip("/")
         self.folder = Path(self._root) if _is_local(self._files) else None  # where it is a folder of this machine
+        bucket = self._root.partition("/")[0]  # paths in object stores have no slash before it
+        if self.folder is None and bucket:
+            try:
+                self._files.info(bucket)
+            except FileNotFoundError as error:  # makedirs would make it
+                raise StoreError(
+                    f"There is no bucket '{bucket}' for '{url}'.", "Make it, or correct the address."
+                ) from error
 
     # --- entries ------------------------------------------------------------------------------------------------------
 
