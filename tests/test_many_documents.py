@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -432,3 +435,45 @@ def test_ray_says_what_is_wrong(capsys: pytest.CaptureFixture[str], folder: Path
         capsys, "absorb", folder, "--ray", "local", "--set", "cluster.cpus_per_worker=5000", "--model", tmp_path
     )
     assert large.code == 60 and "not enough for one worker" in large.err
+
+
+@pytest.fixture
+def ray_client() -> Iterator[str]:
+    """A cluster of its own with a server for Ray's clients."""
+    pytest.importorskip("ray")
+    pytest.importorskip("grpc")
+    with socket.socket() as first, socket.socket() as second:  # two free ports
+        first.bind(("127.0.0.1", 0)), second.bind(("127.0.0.1", 0))
+        port, client = first.getsockname()[1], second.getsockname()[1]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", f"--port={port}", "--num-cpus=1", "--block"]
+    command += [f"--ray-client-server-port={client}", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
+    scratch = tempfile.mkdtemp(prefix="r")  # short: the path of a socket may have 107 bytes
+    command += [f"--temp-dir={scratch}"]
+    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield f"ray://127.0.0.1:{client}"
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(timeout=60)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_reached_over_rays_client(
+    capsys: pytest.CaptureFixture[str], folder: Path, tiny_folder: Path, tmp_path: Path, ray_client: str
+) -> None:
+    assert lift(capsys, "absorb", folder, "--library", tmp_path / "alone", "--model", tiny_folder, *FLAGS).code == 0
+    host, port = ray_client.removeprefix("ray://").split(":")
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            break
+        time.sleep(0.5)
+    command = [sys.executable, "-m", "liftlm", "absorb", str(folder), "--library", str(tmp_path / "far")]
+    command += ["--model", str(tiny_folder), *FLAGS, "--ray", ray_client]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, env=os.environ | {"RAY_AUTH_MODE": "disabled"}
+    )
+    assert done.returncode == 0 and "3 absorbed, 0 were already, 0 failed." in done.stderr, done.stderr
+    assert weights(tmp_path / "alone") == weights(tmp_path / "far") and len(weights(tmp_path / "far")) == 3

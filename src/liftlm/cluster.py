@@ -30,7 +30,8 @@ from liftlm.errors import ClusterError, EntryNotFoundError, LiftError, Terminate
 from liftlm.worklist import Event, Outcome, Tell, Worker
 
 _STARTS = 3  # of an actor that never got ready; then it is given up
-_WAIT_SECONDS = 1.0  # between two looks at progress
+_WAIT_SECONDS = 1.0  # for an event
+_SHOW_SECONDS = 0.5  # between two looks at progress, each a call
 
 Reference = Any  # to what a remote call will return
 
@@ -94,6 +95,7 @@ class RayCrew:
         self._actors: dict[int, Any] = {}
         self._waiting: dict[Reference, tuple[int, str]] = {}  # call → worker, "ready" or "done"
         self._starts: dict[int, int] = {}  # deaths of a worker that was not ready yet, in a row
+        self._shown = 0.0  # when progress was last asked for
         self._later: list[tuple[float, int]] = []  # when to ask a worker again that cannot be reached
 
     def __enter__(self) -> RayCrew:
@@ -159,14 +161,20 @@ class RayCrew:
             self._ask_again()
             if not self._actors:
                 raise ClusterError("All workers were lost.", "What is done is kept; the same command continues.")
-            ready, _ = (
-                ray.wait(list(self._waiting), num_returns=1, timeout=_WAIT_SECONDS) if self._waiting else ([], [])
-            )
+            ready = self._ready()
             if not self._waiting:
                 time.sleep(_WAIT_SECONDS)
             events = [event for reference in ready if (event := self._event(reference)) is not None]
             self._show()
         return events
+
+    def _ready(self) -> list[Reference]:
+        """At least one after a while of waiting, and all that are: looking costs more the more calls are out."""
+        if not self._waiting:
+            return []
+        first, rest = ray.wait(list(self._waiting), num_returns=1, timeout=_WAIT_SECONDS)
+        more = ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else []
+        return [*first, *more]
 
     def _ask_again(self) -> None:
         now, later = time.monotonic(), self._later
@@ -201,6 +209,9 @@ class RayCrew:
         return Event("died", number, reason=_first_line(death)) if kind == "done" else None
 
     def _show(self) -> None:
+        if time.monotonic() - self._shown < _SHOW_SECONDS:
+            return
+        self._shown = time.monotonic()
         with contextlib.suppress(GetTimeoutError, RayError):
             for row in ray.get(self._board.take.remote(), timeout=_WAIT_SECONDS):
                 self._tell(row)
