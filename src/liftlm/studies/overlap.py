@@ -16,7 +16,7 @@ from liftlm.studies.drawing import lines
 from liftlm.studies.intervals import Outcome, Verdict, difference, figure, share_above, together
 from liftlm.studies.questions import order_questions
 from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
-from liftlm.studies.tables import ORDERS, contrasts, in_words, tabulate, telling, where
+from liftlm.studies.tables import ORDERS, contrasts, in_words, label, tabulate, telling, where
 
 RATIOS = (0.0, 0.25, 0.375, 0.5, 0.75)
 PAPER = 0.375
@@ -119,5 +119,5 @@ def _drawings(rows: Sequence[Row]) -> list[Drawing]:
             f"equal {equal}": [(ratio, figure(chosen, metric, where(ratio=ratio, equal=equal))) for ratio in RATIOS]
             for equal in ("epochs", "tokens")
         }
-        drawings.append(Drawing(kind, f"Questions of {kind}, by overlap", lines(series, "overlap / segment", metric)))
+        drawings.append(Drawing(kind, f"Questions of {kind}, by overlap", lines(series, "overlap / segment", label(metric))))
     return drawings
