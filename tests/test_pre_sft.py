@@ -22,11 +22,13 @@ from liftlm.adapters import attach_adapter, use_adapter
 from liftlm.errors import ConfigError, CorpusError, TerminatedWorkError
 from liftlm.examples import plan_steps
 from liftlm.library import Library
+from liftlm.likelihood import continuation_nlls
 from liftlm.pre_sft.corpus import check_corpus, stream_corpus
 from liftlm.pre_sft.gradients import document_gradient
 from liftlm.pre_sft.leakage import find_leaks
 from liftlm.pre_sft.lessons import Lesson, make_lesson
 from liftlm.pre_sft.running import pre_sft
+from liftlm.prompts import question_turn, render_prompt
 from liftlm.training import StepMetrics
 from test_cli import Result, lift
 
@@ -264,6 +266,35 @@ def test_the_result_serves_as_model_and_as_start(
         "--set", "answering.max_new_tokens=4",
     )  # fmt: skip
     assert asked.code == 0, asked.err
+
+
+def test_the_study_tells_practice_from_knowledge(
+    folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The start as it is, before anything is absorbed, answers as it does without a study."""
+    start, out, text = tmp_path / "start", tmp_path / "out", story(5).replace(NAMES[5], "Zelma")
+    flags = [part for setting in SETTINGS for part in ("--set", setting)]
+    assert lift(capsys, "pre-sft", corpus, "--out", start, "--mode", "meta", "--model", folder, *flags).code == 0
+    data = tmp_path / "new.jsonl"
+    asked = [{"question": "Who told it?", "answer": "the ferryman", "evidence": text[:40]}]
+    data.write_text(json.dumps({"title": "New", "text": text, "questions": asked}))
+    flags += ["--set", f"adapter.start={start}", "--set", "model.window=512"]
+    study = ["study", "pre-sft", "--quick", "--out", out, "--data", data, "--model", folder, *flags]
+    done = lift(capsys, *study)
+    assert done.code == 0 and "nothing absorbed: " in done.out + done.err, done.err
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert {(row["arm"], row["method"]) for row in rows} == {
+        *(("base model", method) for method in ("closed-book", "icl")),
+        *((arm, method) for arm in ("with 0", "without 1", "with 1") for method in ("lift", "lift+icl")),
+    }
+    likelihood = {row["arm"]: row["likelihood"] for row in rows if row["method"] in ("closed-book", "lift")}
+    settings = config(folder, "model.window=512").model
+    model = load_model(str(folder), settings)
+    prompt = render_prompt(model.tokenizer, [question_turn(model.tokenizer, "New", "Who told it?")])
+    answer = model.encode("the ferryman")
+    for arm, found in (("base model", model), ("with 0", load_model(str(start), settings))):
+        (nll,) = continuation_nlls(found, prompt, [answer])
+        assert likelihood[arm] == pytest.approx(-nll / len(answer), rel=1e-3), arm
 
 
 # --- the corpus -------------------------------------------------------------------------------------------------------

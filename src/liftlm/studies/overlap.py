@@ -119,5 +119,7 @@ def _drawings(rows: Sequence[Row]) -> list[Drawing]:
             f"equal {equal}": [(ratio, figure(chosen, metric, where(ratio=ratio, equal=equal))) for ratio in RATIOS]
             for equal in ("epochs", "tokens")
         }
-        drawings.append(Drawing(kind, f"Questions of {kind}, by overlap", lines(series, "overlap / segment", label(metric))))
+        drawings.append(
+            Drawing(kind, f"Questions of {kind}, by overlap", lines(series, "overlap / segment", label(metric)))
+        )
     return drawings

@@ -11,20 +11,25 @@ from liftlm.adapters import find_start
 from liftlm.config import LiftConfig
 from liftlm.errors import ConfigError
 from liftlm.evaluation.benchmark import Item
-from liftlm.evaluation.blocks import Block, Heading
+from liftlm.evaluation.blocks import Block, Heading, Paragraph
 from liftlm.pre_sft.running import CARD
 from liftlm.studies.bench import Bench
 from liftlm.studies.drawing import lines
 from liftlm.studies.intervals import Verdict, difference, figure, share_above, together
 from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
-from liftlm.studies.tables import contrasts, in_words, tabulate, where
+from liftlm.studies.tables import contrasts, in_words, shown, tabulate, where
 
 EPOCHS = (1, 2, 4)
 _METHODS = ("lift", "lift+icl")
+_AS_LIFT = {"closed-book": "lift", "icl": "lift+icl"}  # what the base model's answers are after 0 epochs
+_NOTHING = {"training.total_tokens": 1, "training.learning_rate": 1e-12}  # one step that changes nothing
 
 
 class Starts(Study):
-    """Needs --set adapter.start=FOLDER, of `lift pre-sft`. Documents with a title of its corpus are refused."""
+    """Needs --set adapter.start=FOLDER, of `lift pre-sft`. Documents with a title of its corpus are refused.
+
+    After 0 epochs the start is asked as it is: what it gains there is practice in answering, not knowledge of the document.
+    """
 
     name = "pre-sft"
     title = "absorbing from a pre-LIFT fine-tuned start"
@@ -48,12 +53,19 @@ class Starts(Study):
 
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
         yield Arm("base model", ("closed-book", "icl"), {"adapter.start": None}, once=True)
+        yield Arm("with 0", _METHODS, _NOTHING, {"start": "with", "epochs": 0})
         for epochs in EPOCHS[:1] if bench.options.quick else EPOCHS:
             for begun, settings in (("without", {"adapter.start": None}), ("with", {})):
                 values = {"start": begun, "epochs": epochs}
                 yield Arm(f"{begun} {epochs}", _METHODS, settings | {"training.epochs": epochs}, values)
 
     def conclude(self, rows: Sequence[Row], options: Options, folder: Path) -> Conclusion:
+        rows = [
+            row | {"start": "without", "epochs": 0, "method": _AS_LIFT[row["method"]]}
+            if row["arm"] == "base model"
+            else row
+            for row in rows
+        ]
         table, figures = tabulate(rows, ("epochs", "start", "method"))
         pairs = {
             f"with − without, {epochs} epochs, {method}": (
@@ -61,19 +73,23 @@ class Starts(Study):
                 where(start="without", epochs=epochs, method=method),
             )
             for method in _METHODS
-            for epochs in EPOCHS
+            for epochs in (0, *EPOCHS)
         }
         compared, more = contrasts(rows, pairs)
-        blocks: list[Block] = [Heading("By epochs"), table, Heading("Differences"), compared]
+        text = "0 epochs: nothing was absorbed. What the start gains there is practice in answering, not knowledge."
+        blocks: list[Block] = [Heading("By epochs"), table, Heading("Differences"), compared, Paragraph(text)]
         outcomes, words = [], []
-        for epochs in EPOCHS:
+        for epochs in (0, *EPOCHS):
             gain = difference(rows, "likelihood", *pairs[f"with − without, {epochs} epochs, lift"])
-            if gain.units:
+            if gain.units and epochs:
                 outcomes.append(share_above(gain, 0.0))
                 words.append(f"after {epochs}: {in_words(outcomes[-1], gain, 'likelihood')}")
+            elif gain.units:
+                words.append(f"nothing absorbed: {shown('likelihood', gain, sign=True)}")
         series = {
             f"{begun} the start, {method}": [
-                (float(n), figure(rows, "likelihood", where(start=begun, epochs=n, method=method))) for n in EPOCHS
+                (float(n), figure(rows, "likelihood", where(start=begun, epochs=n, method=method)))
+                for n in (0, *EPOCHS)
             ]
             for begun in ("with", "without")
             for method in _METHODS
