@@ -162,19 +162,17 @@ class RayCrew:
             if not self._actors:
                 raise ClusterError("All workers were lost.", "What is done is kept; the same command continues.")
             ready = self._ready()
-            if not self._waiting:
-                time.sleep(_WAIT_SECONDS)
             events = [event for reference in ready if (event := self._event(reference)) is not None]
             self._show()
         return events
 
     def _ready(self) -> list[Reference]:
-        """At least one after a while of waiting, and all that are: looking costs more the more calls are out."""
+        """All that have ended, after waiting for the first: looking costs more the more calls are out."""
         if not self._waiting:
+            time.sleep(_WAIT_SECONDS)
             return []
         first, rest = ray.wait(list(self._waiting), num_returns=1, timeout=_WAIT_SECONDS)
-        more = ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else []
-        return [*first, *more]
+        return [*first, *(ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else [])]
 
     def _ask_again(self) -> None:
         now, later = time.monotonic(), self._later
@@ -209,7 +207,7 @@ class RayCrew:
         return Event("died", number, reason=_first_line(death)) if kind == "done" else None
 
     def _show(self) -> None:
-        if time.monotonic() - self._shown < _SHOW_SECONDS:
+        if time.monotonic() < self._shown + _SHOW_SECONDS:
             return
         self._shown = time.monotonic()
         with contextlib.suppress(GetTimeoutError, RayError):
@@ -402,6 +400,3 @@ def share_out(settings: ClusterConfig) -> tuple[int, dict[str, Any]]:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
-
-
-__all__ = ["RayCrew", "Served", "connect", "serving", "share_out"]
