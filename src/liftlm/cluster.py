@@ -30,8 +30,7 @@ from liftlm.errors import ClusterError, EntryNotFoundError, LiftError, Terminate
 from liftlm.worklist import Event, Outcome, Tell, Worker
 
 _STARTS = 3  # of an actor that never got ready; then it is given up
-_WAIT_SECONDS = 1.0  # for an event
-_SHOW_SECONDS = 0.5  # between two looks at progress, each a call
+_WAIT_SECONDS, _SHOW_SECONDS = 1.0, 0.5  # for an event; between two looks at progress
 
 Reference = Any  # to what a remote call will return
 
@@ -169,8 +168,7 @@ class RayCrew:
     def _ready(self) -> list[Reference]:
         """All that have ended, after waiting for the first: looking costs more the more calls are out."""
         if not self._waiting:
-            time.sleep(_WAIT_SECONDS)
-            return []
+            return time.sleep(_WAIT_SECONDS) or []  # type: ignore[func-returns-value]
         first, rest = ray.wait(list(self._waiting), num_returns=1, timeout=_WAIT_SECONDS)
         return [*first, *(ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else [])]
 
@@ -207,9 +205,9 @@ class RayCrew:
         return Event("died", number, reason=_first_line(death)) if kind == "done" else None
 
     def _show(self) -> None:
-        if time.monotonic() < self._shown + _SHOW_SECONDS:
+        if (now := time.monotonic()) < self._shown + _SHOW_SECONDS:
             return
-        self._shown = time.monotonic()
+        self._shown = now
         with contextlib.suppress(GetTimeoutError, RayError):
             for row in ray.get(self._board.take.remote(), timeout=_WAIT_SECONDS):
                 self._tell(row)
