@@ -17,6 +17,7 @@ from liftlm.config import LiftConfig
 from liftlm.demo import load_demo
 from liftlm.documents import Document
 from liftlm.errors import BenchmarkDataError, ConfigError
+from liftlm.evaluation import scoring
 from liftlm.evaluation.benchmark import Question
 from liftlm.evaluation.interference import measure_interference
 from liftlm.evaluation.needles import Needles, hide
@@ -120,7 +121,7 @@ def test_every_method_is_predicted_once_and_scored(model: Model, data: Path, tmp
         (own,) = continuation_nlls(model, filled.tokens, [model.encode(ask["answers"][0])])
     assert ask["answer_nll"] == pytest.approx(own / ask["answer_nll_tokens"], rel=1e-5)
     scores = score_folder(folder, OwnQuestions()).methods
-    assert set(scores) == set(METHODS) and scores["lift"]["n"] == 3
+    assert set(scores) == set(METHODS) == set(scoring.METHODS) and scores["lift"]["n"] == 3
     # again: nothing is missing; a method more predicts only itself
     assert predict(model, data, folder, list(METHODS)) == []
 

@@ -30,7 +30,8 @@ from liftlm.errors import ClusterError, EntryNotFoundError, LiftError, Terminate
 from liftlm.worklist import Event, Outcome, Tell, Worker
 
 _STARTS = 3  # of an actor that never got ready; then it is given up
-_WAIT_SECONDS, _SHOW_SECONDS = 1.0, 0.5  # for an event; between two looks at progress
+_WAIT_SECONDS = 1.0  # for an event
+_SHOW_SECONDS = 0.5  # between two looks at progress: each is a call
 
 Reference = Any  # to what a remote call will return
 
@@ -160,17 +161,14 @@ class RayCrew:
             self._ask_again()
             if not self._actors:
                 raise ClusterError("All workers were lost.", "What is done is kept; the same command continues.")
-            ready = self._ready()
+            ready, _ = (
+                ray.wait(list(self._waiting), num_returns=1, timeout=_WAIT_SECONDS) if self._waiting else ([], [])
+            )
+            if not self._waiting:
+                time.sleep(_WAIT_SECONDS)
             events = [event for reference in ready if (event := self._event(reference)) is not None]
             self._show()
         return events
-
-    def _ready(self) -> list[Reference]:
-        """All that have ended, after waiting for the first: looking costs more the more calls are out."""
-        if not self._waiting:
-            return time.sleep(_WAIT_SECONDS) or []  # type: ignore[func-returns-value]
-        first, rest = ray.wait(list(self._waiting), num_returns=1, timeout=_WAIT_SECONDS)
-        return [*first, *(ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else [])]
 
     def _ask_again(self) -> None:
         now, later = time.monotonic(), self._later
@@ -205,9 +203,9 @@ class RayCrew:
         return Event("died", number, reason=_first_line(death)) if kind == "done" else None
 
     def _show(self) -> None:
-        if (now := time.monotonic()) < self._shown + _SHOW_SECONDS:
+        if time.monotonic() < self._shown + _SHOW_SECONDS:
             return
-        self._shown = now
+        self._shown = time.monotonic()
         with contextlib.suppress(GetTimeoutError, RayError):
             for row in ray.get(self._board.take.remote(), timeout=_WAIT_SECONDS):
                 self._tell(row)

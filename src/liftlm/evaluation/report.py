@@ -205,11 +205,11 @@ def _knowledge(found: _Found) -> list[Block]:
         f"{CONTROL} absorbed another document with the same recipe. What lift gains over it is knowledge of the document; the "
         "rest is format. Beside text the other document's adapter sees the same text, or ranks it."
     )
-    rows = [
-        [label(metric), str(entry["n"]), *(_difference(each.get(metric)) for each in entries.values())]
-        for metric, entry in next(iter(entries.values())).items()
-    ]
-    table = Table(["", "questions", *(f"{first} − {second}" for first, second in entries)], rows)
+    metrics = dict.fromkeys(entry["metric"] for entry in found.details["knowledge"])
+    counts = [max(entry["n"] for entry in each.values()) for each in entries.values()]
+    rows = [[label(metric), *(_difference(each.get(metric)) for each in entries.values())] for metric in metrics]
+    pairs = [f"{first} − {second} (n = {count})" for (first, second), count in zip(entries, counts, strict=True)]
+    table = Table(["", *pairs], rows)
     return [Heading("Knowledge, against the control"), Paragraph(text), table]
 
 

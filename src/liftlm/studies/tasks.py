@@ -168,7 +168,7 @@ def _bias(rows: Sequence[Row]) -> tuple[str, list[dict[str, Any]], str]:
         if each.units
     ]
     words = {
-        "confirmed": "what tasks ask about is extracted at the cost of the rest (bias shown).",
+        "confirmed": "what tasks ask about is learnt better than the rest (bias shown).",
         "not confirmed": "tasks about one half help the other as much (no bias shown).",
         "not decidable at this size": "whether tasks bias what is extracted is not decidable at this size.",
     }
