@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
+SLOW := $(VENV)/.ready-slow
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test test-slow lint clean
@@ -23,6 +24,10 @@ $(DEV): $(READY)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(SLOW): $(DEV)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev-slow]'
+	touch $@
+
 demo: $(READY)
 	$(BIN)/lift demo
 
@@ -36,7 +41,7 @@ lint: $(DEV)
 test: lint
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-test-slow: lint
+test-slow: lint $(SLOW)
 	$(BIN)/python -m pytest -m slow --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 clean:

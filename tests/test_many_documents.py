@@ -20,7 +20,6 @@ from typing import Any
 
 import psutil
 import pytest
-import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
 from conftest import save_model
@@ -82,6 +81,8 @@ def weights(home: Path) -> dict[str, bytes]:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of a server that speaks S3 (moto), over real HTTP."""
+    pytest.importorskip("moto")
+    s3fs = pytest.importorskip("s3fs")
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -187,7 +188,7 @@ def worker(model: Path, home: str, tmp_path: Path, name: str, monkeypatch: pytes
     return AbsorbingWorker(Order(load_config(None, [*SETTINGS, f"model.name={model}"]), home))
 
 
-@pytest.mark.parametrize("kind", ["folder", "memory", "s3"])
+@pytest.mark.parametrize("kind", ["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def test_another_machine_continues_bit_for_bit(
     kind: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -278,6 +279,7 @@ def test_a_store_that_does_not_answer_is_no_defect(
     assert lift(capsys, *command).code == 0
 
 
+@pytest.mark.slow
 def test_an_object_store(
     capsys: pytest.CaptureFixture[str],
     folder: Path,
@@ -304,7 +306,7 @@ def test_an_object_store(
     assert home._files.ls("") == ["lib"], "a mistyped bucket is not made"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    s3fs.S3FileSystem.clear_instance_cache()
+    sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
     closed = lift(capsys, *command, s3)
     assert closed.code == 43 and "127.0.0.1:9" in closed.err and "defect" not in closed.err, closed.err
 
