@@ -39,7 +39,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["overlap", "tasks", "baseline", "domains", "failures", "adapters"])
+@pytest.mark.parametrize("name", ["overlap", "tasks", "baseline", "domains", "failures", "adapters", "recipes"])
 def test_a_study_leaves_a_whole_folder(name: str, model: Any, tmp_path: Path) -> None:
     seeds = (0, 1) if name == "baseline" else (0,)
     conclusion = run(name, model, tmp_path, seeds=seeds)
@@ -151,6 +151,18 @@ def test_processes_share_the_documents(model: Any, tmp_path: Path, two_documents
     one, two = without_times(tmp_path / "one"), without_times(tmp_path / "two")
     assert set(one) == set(two)
     assert all(one[key].get("likelihood") == pytest.approx(two[key].get("likelihood"), rel=0.02) for key in one)
+
+
+def test_a_document_is_absorbed_once_for_itself_and_as_the_control_of_another(
+    model: Any, tmp_path: Path, two_documents: Any
+) -> None:
+    run("baseline", model, tmp_path, sources=two_documents)
+    absorbs = [json.loads(line) for line in next((tmp_path / "arms").glob("*/absorbs.jsonl")).read_text().splitlines()]
+    took = {(row["adapter_id"], row["seconds"]) for row in absorbs}
+    assert len(absorbs) == 4 and len({adapter for adapter, _ in took}) == len(took) == 2
+    methods = {row["method"] for row in rows(tmp_path)}
+    assert methods >= {"lift-other", "lift-other+icl"}
+    assert not list((tmp_path / "work").rglob("*.safetensors"))
 
 
 def test_rows_of_other_settings_do_not_count(model: Any, tmp_path: Path, two_documents: Any) -> None:

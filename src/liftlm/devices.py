@@ -132,11 +132,28 @@ def available_memory(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device | None = None) -> int:
-    """The most bytes this process has held at once so far, on the GPU (where `device` is one) or in main memory."""
+    """The most bytes this process has held at once, on the GPU (where `device` is one) or in main memory; since its start or
+    since `reset_peak_memory`.
+
+    Not getrusage where /proc is there: what it says of a new process begins with the peak of the one that started it.
+    """
     if device is not None and device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory(device: torch.device | None = None) -> None:
+    """`peak_memory` counts from now on. Where the system cannot do that (only Linux can, in main memory) nothing happens."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def current_memory(device: torch.device) -> int:

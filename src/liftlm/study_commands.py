@@ -36,7 +36,7 @@ def study(
     characters: Annotated[int | None, typer.Option("--characters", min=200, help="Cut documents to so many.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=0, help="Processes that share the documents; 0: by cores.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters below OUT/work.")] = False,
-    arms: Annotated[Path | None, typer.Option("--arms", help="adapters: YAML of named settings.")] = None,
+    arms: Annotated[Path | None, typer.Option("--arms", help="adapters, recipes: YAML of named settings.")] = None,
     lengths: Annotated[str, typer.Option("--lengths", help="efficiency: tokens, comma-separated.")] = "",
     graded: Annotated[Path | None, typer.Option("--graded", help="tasks: the sheet that a person graded.")] = None,
     model: ModelOption = None,
@@ -67,10 +67,14 @@ def study(
         lengths=_numbers(lengths, "--lengths") if lengths else (),
         graded=graded,
     )
-    own = (("--arms", arms, "adapters"), ("--graded", graded, "tasks"), ("--lengths", lengths or None, "efficiency"))
+    own = (
+        ("--arms", arms, ("adapters", "recipes")),
+        ("--graded", graded, ("tasks",)),
+        ("--lengths", lengths or None, ("efficiency",)),
+    )
     for flag, given, taken in own:
-        if given is not None and name != taken:
-            raise ConfigError(f"{flag} goes with the study {taken}, not with {name}.", "Leave it out.")
+        if given is not None and name not in taken:
+            raise ConfigError(f"{flag} goes with the study {' or '.join(taken)}, not with {name}.", "Leave it out.")
     if ray is not None and keep:
         raise ConfigError("--keep keeps adapters of this machine, and --ray makes them elsewhere.", "Leave one out.")
     share = None if ray is None else partial(study_shared, ray)

@@ -19,7 +19,7 @@ from liftlm.adapters import start_fingerprint, use_adapter
 from liftlm.config import AnsweringConfig, LiftConfig, RetrievalConfig
 from liftlm.context import WindowText
 from liftlm.demo import load_demo
-from liftlm.devices import peak_memory
+from liftlm.devices import peak_memory, reset_peak_memory
 from liftlm.documents import Document
 from liftlm.errors import ConfigError, QuestionTooLongError
 from liftlm.evaluation.benchmark import Benchmark, Item, Question
@@ -133,6 +133,7 @@ class Predictor:
         document = items[index].document
         absorbed = document if way.adapter == "own" else control_of(items, index)
         tasks = self._tasks(absorbed)
+        reset_peak_memory(self._model.device)
         adapter, _ = self._library.absorb_once(absorbed, self._model, self._config, tasks=tasks, on_step=self._on_step)
         if (document.id, way.adapter == "other") not in self._absorbed:
             self._absorbed.add((document.id, way.adapter == "other"))
@@ -179,6 +180,7 @@ class Predictor:
         text = self._text(model, item.document, settings, way, adapter)
         strength = 1.0 if way.text == "none" else settings.strength_with_text
         filled: list[tuple[Question, FilledWindow, float]] = []
+        reset_peak_memory(model.device)  # or methods that are asked after absorbing would show what absorbing took
         for question in questions:
             started = time.monotonic()
             try:

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-import yaml
-
 from liftlm.absorbing import absorb
-from liftlm.adapters import remove_adapter, use_adapter
+from liftlm.adapters import remove_adapter
 from liftlm.config import LiftConfig
-from liftlm.diagnosing import UNRELATED
-from liftlm.errors import ConfigError
 from liftlm.evaluation.benchmark import Item
 from liftlm.evaluation.blocks import Block, Heading, Paragraph, Table
-from liftlm.models import Model
-from liftlm.studies.bench import Bench, domain_of, with_settings
+from liftlm.studies.arms import COSTS, costs_of, read_arms
+from liftlm.studies.bench import Bench, with_settings
 from liftlm.studies.drawing import bars
 from liftlm.studies.intervals import Figure, Outcome, Verdict, difference, figure, groups, quotient, share_above
 from liftlm.studies.questions import NEEDLE, with_needles
 from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
 from liftlm.studies.tables import contrasts, in_words, shown, tabulate, where
 
+ARMS = "adapters.yaml"
 _TRIAL_STEPS = 6  # in which an arm's pace is measured; the first is not counted
 _METHODS = ("lift", "lift+icl", "lift+oracle")
-_COSTS = ("adapter_megabytes", "absorb_seconds", "pace", "unrelated_rise")
 
 
 class Adapters(Study):
@@ -46,11 +40,11 @@ class Adapters(Study):
     alone: ClassVar[bool] = True
 
     def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
-        read_arms(options.arms)  # what is wrong with them is said now, not after hours
+        read_arms(options.arms, ARMS)  # what is wrong with them is said now, not after hours
         return with_needles(item, 1 if options.quick else 3)
 
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
-        for number, (name, settings) in enumerate(read_arms(bench.options.arms).items()):
+        for number, (name, settings) in enumerate(read_arms(bench.options.arms, ARMS).items()):
             if not (bench.options.quick and bench.options.arms is None and number > 1):
                 yield Arm(name, _METHODS, settings)
 
@@ -65,7 +59,7 @@ class Adapters(Study):
                 arm = Arm(arm.name, arm.methods, settings)
             key = {"what": "costs", "arm": arm.name, "seed": seed, "document_id": item.document.id}
             if not bench.has(**key):
-                bench.add(key, _costs(bench, arm, seed, index) | {"pace": pace})
+                bench.add(key, costs_of(bench, arm, seed, index) | {"pace": pace})
             tokens_at_pace = tokens_at_pace or bench.find(**key)["training_tokens"] / pace
             bench.ask(arm, seed, index)
 
@@ -76,7 +70,7 @@ class Adapters(Study):
         quality, figures = tabulate(
             [row | {"needle": row["kind"] == NEEDLE} for row in answers], ("arm", "method", "needle")
         )
-        spent, more = tabulate(costs, ("arm",), _COSTS)
+        spent, more = tabulate(costs, ("arm",), (*COSTS, "pace"))
         kept = {
             arm: quotient(answers, "token_f1", where(arm=arm, method="lift+oracle"), where(method="oracle"))
             for arm in arms
@@ -115,30 +109,6 @@ class Adapters(Study):
         return Conclusion(_verdict(answers, arms), found, blocks, [drawing])
 
 
-def read_arms(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Name → settings, of a YAML file or the program's own. Raises ConfigError."""
-    try:
-        text = (
-            (resources.files("liftlm.studies") / "adapters.yaml").read_text(encoding="utf-8")
-            if path is None
-            else path.read_text(encoding="utf-8")
-        )
-        arms = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"The arms in {path} cannot be read: {' '.join(str(error).split())}.", _LIKE_THIS) from error
-    if not isinstance(arms, dict) or not arms or not all(isinstance(each, dict | None) for each in arms.values()):
-        raise ConfigError(f"{path} is not a mapping of names to settings.", _LIKE_THIS)
-    found = {str(name): dict(settings or {}) for name, settings in arms.items()}
-    for name, settings in found.items():
-        if "seed" in settings:
-            raise ConfigError(f"The arm '{name}' sets a seed.", "Seeds are given with --seeds, for all arms.")
-        with_settings(LiftConfig(), settings)
-    return found
-
-
-_LIKE_THIS = 'Write for each arm: name: {"adapter.rank": 8}.'
-
-
 def _pace(bench: Bench, arm: Arm, seed: int, index: int) -> float:
     """Tokens a second of a few steps; measured once for an arm, seed and document."""
     document = bench.items[index].document
@@ -163,34 +133,6 @@ def _pace(bench: Bench, arm: Arm, seed: int, index: int) -> float:
         pace = sum(tokens for tokens, _ in counted) / max(counted[-1][1] - since, 1e-9)
         bench.add(key, {"pace": pace, "title": document.title, "unit": f"seed {seed}"})
     return float(bench.find(**key)["pace"])
-
-
-def _costs(bench: Bench, arm: Arm, seed: int, index: int) -> Row:
-    """Of the arm's adapter: its size, what absorbing took (tasks and teacher included), and what it does to unrelated text."""
-    began = time.monotonic()
-    item = bench.items[index]
-    with bench.absorbed(arm, seed, index) as adapter:
-        whole = time.monotonic() - began
-        stored = bench.library.path / adapter.id / "adapter"
-        size = sum(path.stat().st_size for path in stored.iterdir())
-        before, after = _unrelated(bench.model, None), _unrelated(bench.model, adapter.id)
-        return {
-            "title": item.document.title,
-            "domain": domain_of(item),
-            "unit": f"seed {seed}",
-            "adapter_megabytes": size / 1e6,
-            "absorb_seconds": adapter.report.seconds,
-            "whole_seconds": whole,
-            "training_tokens": adapter.report.tokens,
-            "unrelated_rise": after / before - 1,
-        }
-
-
-@torch.inference_mode()
-def _unrelated(model: Model, adapter: str | None) -> float:
-    ids = torch.tensor([model.encode(UNRELATED)[: model.window]], device=model.device)
-    with use_adapter(model, adapter):
-        return float(model.loss_sum(ids, ids))
 
 
 def _verdict(rows: Sequence[Row], arms: Sequence[str]) -> Verdict:

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 
 from liftlm.evaluation.benchmark import Item
 from liftlm.evaluation.blocks import Block, Heading, Paragraph
+from liftlm.evaluation.scoring import CONTROL
 from liftlm.studies.bench import Bench
 from liftlm.studies.drawing import bars
 from liftlm.studies.intervals import Verdict, difference, figure, groups, share_above, together
 from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
 from liftlm.studies.tables import ORDERS, contrasts, in_words, tabulate, where
 
-METHODS = ("lift", "lift+icl", "lift+oracle", "lift-other")
+_METHODS = ("lift", "lift+icl", "lift+oracle", "lift-other", "lift-other+icl", "lift-other+oracle")
 
 
 class Baseline(Study):
@@ -32,7 +33,7 @@ class Baseline(Study):
 
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
         yield Arm("base model", ("closed-book", "icl", "oracle"), once=True)
-        yield Arm("lift", METHODS if has_control(bench, item) else METHODS[:-1])
+        yield Arm("lift", with_control(bench, item, _METHODS))
 
     def conclude(self, rows: Sequence[Row], options: Options, folder: Path) -> Conclusion:
         table, figures = tabulate(rows, ("kind", "method"))
@@ -43,7 +44,9 @@ class Baseline(Study):
                 ("lift+icl", "icl"),
                 ("lift", "closed-book"),
                 ("lift", "lift-other"),
+                ("lift+icl", "lift-other+icl"),
                 ("lift+oracle", "oracle"),
+                ("lift+oracle", "lift-other+oracle"),
             )
             if any(row["method"] == first for row in rows) and any(row["method"] == second for row in rows)
         }
@@ -68,9 +71,12 @@ class Baseline(Study):
         return Conclusion(verdict, [*figures, *more], blocks, [drawing])
 
 
-def has_control(bench: Bench, item: Item) -> bool:
-    """Whether there is another document: the demonstration's chronicle stands in for it, except for itself."""
+def with_control(bench: Bench, item: Item, methods: tuple[str, ...]) -> tuple[str, ...]:
+    """The methods, without the controls where there is no other document: the demonstration's chronicle stands in for it, except
+    for itself."""
     from liftlm.demo import load_demo
 
-    others = [other for other in bench.items if other.document.text != item.document.text]
-    return bool(others) or not load_demo()[0].text.startswith(item.document.text[:200])
+    others = any(other.document.text != item.document.text for other in bench.items)
+    if others or not load_demo()[0].text.startswith(item.document.text[:200]):
+        return methods
+    return tuple(method for method in methods if not method.startswith(CONTROL))

@@ -59,6 +59,7 @@ class Bench:
         self.model, self.config, self.options, self.items, self.folder = model, config, options, items, folder
         self.on_step = on_step
         self._setup, self._part, self._on_row = setup, part, on_row
+        self._needed_again = False  # adapters on disk
         self.library = Library(folder / "work" / str(part[0]))  # a process's own: it empties it
         self._rows = {row["id"]: row for row in read_rows(folder, "rows")[0] if row.get("setup") == setup}
 
@@ -106,6 +107,8 @@ class Bench:
             predictor.predict_document(self.items, index, arm.methods, predictor.done())
         finally:  # what an interrupted arm has predicted is there
             self._collect(arm, seed, index, place)
+        # a control's adapter is that of another document, which is to be asked with it too
+        self._needed_again |= any(method.startswith(CONTROL) for method in arm.methods)
         self._free()
 
     @contextlib.contextmanager
@@ -166,11 +169,12 @@ class Bench:
         """Adapters leave the network, and the disk unless they are kept: there may be hundreds."""
         for name in [name for name in self.model.adapters if name]:
             remove_adapter(self.model, name)
-        if not (keep_files or self.options.keep):
+        if not (keep_files or self._needed_again or self.options.keep):
             shutil.rmtree(self.library.path, ignore_errors=True)
 
     def forget_adapters(self) -> None:
-        """Frees what `absorbed` left on disk."""
+        """Frees what `absorbed`, and arms with controls, left on disk."""
+        self._needed_again = False
         self._free()
 
     def _append(self, row: Row) -> None:

@@ -1,6 +1,6 @@
 """One cost at one length: in-context reading or absorbing, each in a process of its own.
 
-A fresh process, because the peak of a process's memory never goes down again. Memory is counted beyond the loaded model's.
+A fresh process, because memory that was freed may stay with a process. Memory is counted beyond the loaded model's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from liftlm.absorbing import absorb
 from liftlm.config import LiftConfig
-from liftlm.devices import current_memory, peak_memory
+from liftlm.devices import current_memory, peak_memory, reset_peak_memory
 from liftlm.documents import Document
 from liftlm.errors import LiftError, NotEnoughMemoryError
 from liftlm.models import Model, load_model
@@ -53,6 +53,7 @@ def _measure(kind: str, config: LiftConfig, text: str, tokens: int) -> Cost:
     else:
         work = lambda: write_tokens(model, ids, 1)  # noqa: E731
     write_tokens(model, ids[:_WARM_UP], 1)
+    reset_peak_memory(model.device)  # loading took more than the model takes
     before = current_memory(model.device)
     began = time.monotonic()
     try:

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 from liftlm.evaluation.benchmark import Item
 from liftlm.evaluation.blocks import Block, Heading, Paragraph
-from liftlm.studies.baseline import has_control
+from liftlm.studies.baseline import with_control
 from liftlm.studies.bench import Bench
 from liftlm.studies.drawing import bars
 from liftlm.studies.intervals import Verdict, difference, figure, groups, share_above, together
 from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
 from liftlm.studies.tables import contrasts, in_words, tabulate, where
 
-_METHODS = ("lift", "lift+icl", "lift-other")
+_METHODS = ("lift", "lift+icl", "lift-other", "lift-other+icl")
 
 
 class Domains(Study):
@@ -30,7 +30,7 @@ class Domains(Study):
 
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
         yield Arm("base model", ("closed-book", "icl", "icl-full"), once=True)
-        yield Arm("lift", _METHODS if has_control(bench, item) else _METHODS[:-1])
+        yield Arm("lift", with_control(bench, item, _METHODS))
 
     def conclude(self, rows: Sequence[Row], options: Options, folder: Path) -> Conclusion:
         rows = [row | {"domain": row.get("domain") or "unnamed"} for row in rows]
@@ -46,6 +46,7 @@ class Domains(Study):
                 ("lift+icl", "icl"),
                 ("lift", "closed-book"),
                 ("lift", "lift-other"),
+                ("lift+icl", "lift-other+icl"),
                 ("lift+icl", "icl-full"),
             )
             if any(row["method"] == second and not row["error"] for row in rows)

@@ -11,12 +11,13 @@ from liftlm.studies.domains import Domains
 from liftlm.studies.efficiency import Efficiency
 from liftlm.studies.failures import Failures
 from liftlm.studies.overlap import Overlap
+from liftlm.studies.recipes import Recipes
 from liftlm.studies.starts import Starts
 from liftlm.studies.study import Study
 from liftlm.studies.tasks import Tasks
 
 STUDIES: dict[str, type[Study]] = {
-    kind.name: kind for kind in (Overlap, Tasks, Domains, Efficiency, Baseline, Failures, Adapters, Starts)
+    kind.name: kind for kind in (Overlap, Tasks, Domains, Efficiency, Baseline, Failures, Adapters, Recipes, Starts)
 }
 
 

@@ -200,6 +200,7 @@ def _measure(run: Run, model: Model, items: list[Item], setup: str, part: tuple[
         for index in range(part[0], len(items), part[1]):
             for seed in run.options.seeds:
                 run.study.measure(bench, index, seed)
+        bench.forget_adapters()
 
 
 def _in_parallel(run: Run, jobs: int, setup: str) -> None:
