@@ -67,20 +67,24 @@ def study(
         lengths=_numbers(lengths, "--lengths") if lengths else (),
         graded=graded,
     )
-    own = (
-        ("--arms", arms, ("adapters", "recipes")),
-        ("--graded", graded, ("tasks",)),
-        ("--lengths", lengths or None, ("efficiency",)),
-    )
-    for flag, given, taken in own:
-        if given is not None and name not in taken:
-            raise ConfigError(f"{flag} goes with the study {' or '.join(taken)}, not with {name}.", "Leave it out.")
+    _check_study_of_options(name, arms, graded, lengths)
     if ray is not None and keep:
         raise ConfigError("--keep keeps adapters of this machine, and --ray makes them elsewhere.", "Leave one out.")
     share = None if ray is None else partial(study_shared, ray)
     conclusion = run_study(chosen, out, resolved, options, shlex.join(["lift", *sys.argv[1:]]), share=share)
     note(f"{conclusion.verdict.outcome}: {conclusion.verdict.sentence}")
     print(out / "report.md")
+
+
+def _check_study_of_options(name: str, arms: Path | None, graded: Path | None, lengths: str) -> None:
+    """Some options are one study's own."""
+    for flag, given, taken in (
+        ("--arms", arms, ("adapters", "recipes")),
+        ("--graded", graded, ("tasks",)),
+        ("--lengths", lengths or None, ("efficiency",)),
+    ):
+        if given is not None and name not in taken:
+            raise ConfigError(f"{flag} goes with the study {' or '.join(taken)}, not with {name}.", "Leave it out.")
 
 
 def check_plots() -> None:
