@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from liftlm.collecting import collect_as_usual
 from liftlm.config import LiftConfig, ModelConfig
 from liftlm.devices import available_memory, pick_device, pick_dtype, set_threads, tensor_parallel_loading
 from liftlm.embedded import ALIAS, embedded_model_folder, hub_reachable
@@ -181,6 +182,7 @@ def load_model(name: str | None = None, config: ModelConfig | None = None, notif
     model = Model(name, folder, network, tokenizer, window, device, dtype, identity, tensor_parallel=bool(divided))
     if divided:
         model._plain_head = False  # each process has a part of the head: the network puts the logits together
+    collect_as_usual()
     return model
 
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from types import FrameType
 
+from liftlm.collecting import collect_rarely
 from liftlm.display import console
 from liftlm.errors import InterruptedWorkError, LiftError, NotEnoughMemoryError, TerminatedWorkError
 
@@ -24,6 +25,7 @@ def run_process(command: Callable[[list[str]], object]) -> None:
 
     Every expected failure ends in one sentence and its exit code, anything else in "defect" and exit code 1.
     """
+    collect_rarely()
     signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # a terminal that cannot show a character shows "?"
         if hasattr(stream, "reconfigure"):
