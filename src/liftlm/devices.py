@@ -29,9 +29,10 @@ from liftlm.errors import ConfigError, DeviceError, InterruptedWorkError, Termin
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# oneDNN keeps what it compiled for the last 1024 shapes of products. Rows of all lengths pass through training, so that is a
-# GB; a step needs some dozens. Read by oneDNN when it is first used.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# oneDNN keeps what it compiled for the last 1024 shapes of products, and so does the layer above it in PyTorch (ideep).
+# Rows of all lengths pass through training, so that is a GB; a step needs some dozens. Read when they are first used.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "64")
 
 
 def pick_device(config: ModelConfig) -> torch.device:
