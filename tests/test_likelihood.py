@@ -16,7 +16,7 @@ from liftlm.tasks import Task
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equal_to_one_plain_forward_pass_each(family: str, tmp_path: Path) -> None:
+def test_equal_to_one_plain_forward_pass_each(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(str(save_model(tmp_path / "m", family)))
     prompt = [5, 17, 40, 3, 99, 12]
     texts = [[7, 8], [9], [30, 31, 32, 33, 34], *([[index % 90 + 5, 11, 12] for index in range(20)])]
@@ -27,6 +27,10 @@ def test_equal_to_one_plain_forward_pass_each(family: str, tmp_path: Path) -> No
         expected = -sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens))
         assert value == pytest.approx(expected, rel=1e-4), tokens
     assert continuation_nlls(model, prompt, []) == []
+    monkeypatch.setattr("liftlm.likelihood._ROW_TOKENS", 8)  # several rows, and a text that fills more than one
+    monkeypatch.setattr("liftlm.likelihood._HEAD_TOKENS", 3)
+    again = continuation_nlls(model, prompt, [*texts, list(range(20, 32))])
+    assert again[: len(got)] == pytest.approx(got, rel=1e-4) and again[-1] > 0
 
 
 SENTENCES = [

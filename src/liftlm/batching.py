@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from liftlm.decoding import Beginning, Decoder, attends_fully, open_decoder
+from liftlm.decoding import Beginning, Decoder, apart, attends_fully, in_one_row, open_decoder
 from liftlm.models import Model
 from liftlm.sequences import Choice, Sampling, Sequence, choices_of
 
@@ -84,8 +84,8 @@ class Network:
         """
         if self._decoder is not None:
             return self._read(texts, cache)
-        ids, positions, ends = _in_one_row(texts, beginning)
-        sees = _apart(texts, beginning)
+        ids, positions, ends = in_one_row(texts, beginning)
+        sees = apart(texts, beginning)
         dtype, device = self._model.dtype, self._device
         mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
         options: dict[str, Any] = {"logits_to_keep": ends.to(device)} if self._keeps else {}
@@ -102,9 +102,9 @@ class Network:
     def _read(self, texts: Rows[Rows[int]], cache: Any) -> Tensor:
         assert self._decoder is not None
         known = int(cache.get_seq_length())
-        ids, positions, ends = _in_one_row(texts, known)
+        ids, positions, ends = in_one_row(texts, known)
         alone = len(texts) == 1 and known == 0
-        return self._decoder.read(ids, positions, cache, None if alone else _apart(texts, known), ends)
+        return self._decoder.read(ids, positions, cache, None if alone else apart(texts, known), ends)
 
     def step(
         self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Any, beginning: Beginning | None = None
@@ -115,20 +115,6 @@ class Network:
         options = {} if positions is None else {"attention_mask": mask, "position_ids": positions}
         logits: Tensor = self._network(input_ids=ids, past_key_values=cache, use_cache=True, **options).logits[:, -1]
         return logits
-
-
-def _in_one_row(texts: Rows[Rows[int]], known: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of texts behind so many known tokens: (tokens) ids and positions, and (texts) where each one ends."""
-    ids = torch.tensor([token for text in texts for token in text])
-    positions = torch.cat([torch.arange(known, known + len(text)) for text in texts])
-    return ids, positions, torch.tensor([len(text) for text in texts]).cumsum(0) - 1
-
-
-def _apart(texts: Rows[Rows[int]], known: int) -> Tensor:
-    """(tokens, known and tokens) whether one sees another: what is known, and what its own text has up to it."""
-    owner = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([len(text) for text in texts]))
-    own = (owner[:, None] == owner).tril()
-    return torch.cat([own.new_ones(len(owner), known), own], 1)
 
 
 def end_tokens(model: Model) -> frozenset[int]:

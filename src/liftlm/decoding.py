@@ -70,6 +70,20 @@ def open_decoder(model: Model) -> Decoder | None:
         return None
 
 
+def in_one_row(texts: Sequence[Sequence[int]], known: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of texts behind so many known tokens: (tokens) ids and positions, and (texts) where each one ends."""
+    ids = torch.tensor([token for text in texts for token in text])
+    positions = torch.cat([torch.arange(known, known + len(text)) for text in texts])
+    return ids, positions, torch.tensor([len(text) for text in texts]).cumsum(0) - 1
+
+
+def apart(texts: Sequence[Sequence[int]], known: int) -> Tensor:
+    """(tokens, known and tokens) whether one sees another: what is known, and what its own text has up to it."""
+    owner = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([len(text) for text in texts]))
+    own = (owner[:, None] == owner).tril()
+    return torch.cat([own.new_ones(len(owner), known), own], 1)
+
+
 @dataclass(frozen=True)
 class _Layer:
     first: Norm  # before attention
@@ -330,4 +344,4 @@ def _name_of_change(layer: Any) -> str | None:
     return str(active[0])
 
 
-__all__ = ["Beginning", "Decoder", "attends_fully", "open_decoder"]
+__all__ = ["Beginning", "Decoder", "apart", "attends_fully", "in_one_row", "open_decoder"]

@@ -5,16 +5,19 @@ Knows token ids and prompts; nothing of documents or of adapters.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from liftlm.decoding import attends_fully
+from liftlm.decoding import Decoder, apart, attends_fully, in_one_row, open_decoder
 from liftlm.models import Model
 from liftlm.prompts import encode_text, question_turn, render_prompt
 
 _ROWS = 16  # continuations at once
+_ROW_TOKENS = 512  # of continuations in one row; more attend to more that they do not see
+_HEAD_TOKENS = 128  # whose logits are in float32 at once
 _NOTHING_ASKED = "What does the text say?"
 
 
@@ -30,6 +33,9 @@ def continuation_nlls(model: Model, prompt: Sequence[int], continuations: Sequen
 
     network: Any = model.network
     first = DynamicCache(config=network.config)
+    decoder = open_decoder(model)
+    if decoder is not None:
+        return _packed(model, decoder, prompt, continuations, first)
     network.base_model(
         input_ids=torch.tensor([prompt[:-1]], device=model.device), past_key_values=first, use_cache=True
     )
@@ -48,6 +54,33 @@ def continuation_nlls(model: Model, prompt: Sequence[int], continuations: Sequen
         for place, scores, tokens in zip(chosen, logits, part, strict=True):
             wanted = torch.tensor(list(tokens), device=model.device)
             sums[place] = float(torch.nn.functional.cross_entropy(scores[: len(tokens)], wanted, reduction="sum"))
+    return sums
+
+
+def _packed(
+    model: Model, decoder: Decoder, prompt: Sequence[int], continuations: Sequence[Sequence[int]], first: Any
+) -> list[float]:
+    """On a CPU: many continuations as one row, so that none is filled up to the longest. first: an empty cache."""
+    known = len(prompt) - 1
+    decoder.read(torch.tensor(prompt[:-1]), torch.arange(known), first, None, torch.tensor([0]))
+    sums: list[float] = []
+    waiting = [[prompt[-1], *tokens[:-1]] for tokens in continuations]
+    while waiting:
+        lengths = itertools.accumulate(map(len, waiting))
+        count = max(1, sum(length <= _ROW_TOKENS for length in lengths))
+        row, waiting = waiting[:count], waiting[count:]
+        part = continuations[len(sums) : len(sums) + count]
+        cache = type(first)(config=model.network.config)
+        for index, layer in enumerate(first.layers):
+            cache.update(layer.keys, layer.values, index)
+        ids, positions, _ = in_one_row(row, known)
+        logits = decoder.read(ids, positions, cache, apart(row, known), torch.arange(len(ids)))
+        wanted = torch.tensor([token for tokens in part for token in tokens])
+        losses = [
+            torch.nn.functional.cross_entropy(scores.float(), tokens, reduction="none")
+            for scores, tokens in zip(torch.split(logits, _HEAD_TOKENS), torch.split(wanted, _HEAD_TOKENS), strict=True)
+        ]
+        sums += [float(loss.sum()) for loss in torch.split(torch.cat(losses), [len(tokens) for tokens in part])]
     return sums
 
 
