@@ -9,8 +9,10 @@ import pytest
 
 from liftlm import Document
 from liftlm.evaluation.benchmark import Item, Question
+from liftlm.evaluation.blocks import Paragraph
 from liftlm.evaluation.corpora import cut_item
 from liftlm.evaluation.timeline import coordinate_score, parse_events
+from liftlm.studies.efficiency import _crossing
 from liftlm.studies.growth import fit_growth
 from liftlm.studies.intervals import difference, figure, gap, quotient, share_above, together
 from liftlm.studies.questions import StudyQuestions, code_questions, order_questions, score_row, with_needles
@@ -152,3 +154,28 @@ def test_needles_are_hidden_and_asked_for() -> None:
 )
 def test_classes_of_questions(kind: str, question: str, expected: str) -> None:
     assert question_class(kind, question) == expected
+
+
+@pytest.mark.parametrize(
+    ("read", "absorb", "said"),
+    [
+        ((1, 2, 8, 30), (4, 8, 16, 32), "extrapolation"),
+        ((1, 4, 32, 99), (4, 8, 16, 32), "from about 2,896 tokens on"),  # √2 · 2,048: the ratio goes from a half to two
+        ((5, 9, 32, 99), (4, 8, 16, 32), "from the shortest length on (1,024 tokens)"),
+    ],
+)
+def test_where_absorbing_becomes_quicker(read: Any, absorb: Any, said: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"what": what, "tokens": tokens, "seconds": float(took), "unit": str(tokens), "seed": 0}
+        for what, times in (("read", read), ("absorb", absorb))
+        for tokens, took in zip((1024, 2048, 4096, 8192), times, strict=True)
+    ]
+    fits = {
+        (what, "seconds"): fit_growth(
+            [row["tokens"] for row in rows if row["what"] == what],
+            [row["seconds"] for row in rows if row["what"] == what],
+        )
+        for what in ("read", "absorb")
+    }
+    (block,) = _crossing(rows, fits)
+    assert isinstance(block, Paragraph) and said in block.text

@@ -28,7 +28,8 @@ TASKS = write_extractive_tasks(CHRONICLE, 3)
 SENTENCES = split_into_sentences(CHRONICLE)
 DETAILS = ("who", "where", "when", "how many")
 ORDERS = ("first", "order")
-KINDS = ("about", *DETAILS, "complete", "next", *ORDERS)
+WHETHER = "yes or no"
+KINDS = ("about", *DETAILS, WHETHER, "complete", "next", *ORDERS)
 MONTHS = [
     "January",
     "February",
@@ -79,6 +80,11 @@ def came_from(event: str, sentence: Sentence) -> bool:
     return False
 
 
+def told(task: Task) -> str:
+    """What the answer says of the text: without the yes or no, where that is not all."""
+    return re.sub(r"^(?:Yes|No)\.\s*", "", task.answer) if task.kind == WHETHER else task.answer
+
+
 def events_of(task: Task) -> list[str]:
     return task.answer.removesuffix(".").split("; ")
 
@@ -89,7 +95,7 @@ def check_faithful(text: str, tasks: Iterable[Task]) -> None:
         assert task.question.strip() == task.question and task.answer.strip() == task.answer != ""
         assert 0 <= task.start < task.end <= len(text)
         if task.kind not in ORDERS:
-            assert is_text_of(task.answer, text[task.start : task.end]), task
+            assert is_text_of(told(task), text[task.start : task.end]), task
             continue
         inside = [s for s in sentences if task.start <= s.start and s.end <= task.end]
         for event in events_of(task):
@@ -202,6 +208,28 @@ def test_all_kinds_of_questions_occur() -> None:
             assert re.search(r"\d", task.answer)
         if task.kind in ("who", "where") and len(task.answer.split()) <= 3:
             assert task.answer[0].isupper()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_statement_is_true_where_the_text_makes_it_and_only_there(seed: int) -> None:
+    asked = [task for task in write_extractive_tasks(CHRONICLE, 8, seed) if task.kind == WHETHER]
+    answers = Counter(task.answer.partition(".")[0] for task in asked)
+    assert set(answers) == {"Yes", "No"} and min(answers.values()) > 0.3 * len(asked) > 10
+    for task in asked:
+        said = re.fullmatch(r"(?:Is it (?:true|right)|Does the text say) that (.+)\?", task.question)
+        assert said is not None
+        assert is_text_of(said[1][0].upper() + said[1][1:], CHRONICLE) == task.answer.startswith("Yes."), task
+        sentence = plain(CHRONICLE[task.start : task.end])
+        assert told(task) in ("", sentence)
+        # one detail is another, the rest is the sentence
+        same = sum((Counter(words(said[1].lower())) & Counter(words(sentence.lower()))).values())
+        assert same >= 0.5 * len(words(sentence))
+
+
+def test_statements_without_another_detail_to_put_in_are_not_asked_for() -> None:
+    """Or yes would always be right."""
+    text = "The old ferry lay under the frozen bridge of Tarn. Nobody had ever counted the planks of the wooden ferry."
+    assert not [task for seed in range(20) for task in write_extractive_tasks(text, 20, seed) if task.kind == WHETHER]
 
 
 def test_a_month_is_nobody_and_no_place() -> None:
@@ -391,7 +419,7 @@ def test_any_text_gives_faithful_tasks_or_none(text: str, per_sentence: int) -> 
     for task in write_extractive_tasks(text, per_sentence):
         assert 0 <= task.start < task.end <= len(text) and task.answer.strip()
         if task.kind not in ORDERS:
-            assert is_text_of(task.answer, text[task.start : task.end]), task
+            assert is_text_of(told(task), text[task.start : task.end]), task
 
 
 @pytest.mark.parametrize("text", ["", " \n", "# Only a heading", "Too short.", "...", "1743."])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -103,7 +104,7 @@ class Efficiency(Study):
                 fits[kind, metric] = fit_growth([row["tokens"] for row in points], [row[metric] for row in points])
         table = [[KINDS[kind], metric, *_growth_cells(fit)] for (kind, metric), fit in fits.items()]
         header = ["", "cost", "better fit", "quadratic share at the longest", "exponent", "points"]
-        blocks += [Table(header, table), *_crossing(fits), *_first_answers(rows), *_long_answers(rows)]
+        blocks += [Table(header, table), *_crossing(rows, fits), *_first_answers(rows), *_long_answers(rows)]
         figures += [
             {
                 "what": kind,
@@ -193,7 +194,7 @@ def _by_length(rows: Sequence[Row]) -> list[Block]:
         beyond = [row for row in rows if row["what"] == kind and row["beyond"] and row["seconds"] is not None]
         if beyond:
             told.append(
-                f"From {beyond[0]['limit']:,} tokens on reading is past the model's own limit: a cost, and no answer."
+                f"Beyond {beyond[0]['limit']:,} tokens reading is past the model's own limit: a cost, and no answer."
             )
     text = " ".join(told) + " A repeat for each seed; GB beyond the loaded model."
     return [Table(header, table), Paragraph(text)]
@@ -210,18 +211,35 @@ def _shown(mean: float, interval: tuple[float, float] | None) -> str:
     return f"{mean:.2f}" if interval is None else f"{mean:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def _crossing(fits: Mapping[tuple[str, str], Growth | None]) -> list[Block]:
-    """The length from which absorbing is quicker than reading, by the fits."""
+def _crossing(rows: Sequence[Row], fits: Mapping[tuple[str, str], Growth | None]) -> list[Block]:
+    """The length from which absorbing is quicker than reading once: between measured lengths, else beyond them by the fits."""
+    took = {
+        kind: {n: figure(rows, "seconds", where(what=kind, tokens=n)).mean for n in _lengths(rows, kind)}
+        for kind in KINDS
+    }
+    both = sorted(set(took["read"]) & set(took["absorb"]))
+    ahead = [took["read"][n] / took["absorb"][n] for n in both]  # above 1 where absorbing is quicker
+    last = max((index for index, ratio in enumerate(ahead) if ratio <= 1), default=-1)
+    if not both:
+        return []
+    if last == -1:
+        return [Paragraph(f"Absorbing is quicker than reading once from the shortest length on ({both[0]:,} tokens).")]
+    if last + 1 < len(both):
+        low, high = math.log(ahead[last]), math.log(ahead[last + 1])
+        n = both[last] * (both[last + 1] / both[last]) ** (-low / (high - low))
+        return [
+            Paragraph(
+                f"Absorbing is quicker than reading once from about {n:,.0f} tokens on (between measured lengths)."
+            )
+        ]
     read, learn = fits["read", "seconds"], fits["absorb", "seconds"]
     if read is None or learn is None:
         return []
-    for step in range(8, 60):
-        n = 2.0 ** (step / 2)
-        took = [fit.constant + fit.linear * n + max(0.0, fit.quadratic) * n * n for fit in (read, learn)]
-        if took[0] > took[1] > 0:
-            text = (
-                f"By the fits absorbing is quicker than reading from about {n:,.0f} tokens on; this is extrapolation."
-            )
+    for step in range(1, 60):
+        n = both[-1] * 2.0 ** (step / 2)
+        reading, absorbing = (fit.constant + fit.linear * n + max(0.0, fit.quadratic) * n * n for fit in (read, learn))
+        if reading > absorbing > 0:
+            text = f"By the fits absorbing is quicker than reading once from about {n:,.0f} tokens on; this is extrapolation."
             return [Paragraph(text)]
     return [Paragraph("By the fits absorbing is never quicker than reading once.")]
 

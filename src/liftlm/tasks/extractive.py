@@ -10,57 +10,20 @@ from __future__ import annotations
 import math
 import random
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from liftlm.pauses import pause
+from liftlm.tasks.details import ACCENTS, CAPITALISED, DATE, FUNCTION_WORDS, WORD, YEAR, Detail, find_details
 from liftlm.tasks.sentences import Sentence, split_into_sentences
 from liftlm.tasks.task import Task
 
-# English function words; in any language, words of more than every twelfth sentence are counted among them
-_FUNCTION_WORDS = frozenset(
-    """
-    a about above after again against all almost along already also although always am among an and another any are
-    as at away back be because been before being below between both but by came can cannot come could did do does
-    doing done down during each either else enough even ever every few first for from further get go going gone got
-    had has have having he hence her here hers herself him himself his how however i if in indeed instead into is it
-    its itself just last least less let like made make many may me might mine more most much must my myself near
-    neither never next no nor not nothing now of off often on once one only onto or other others our out over own
-    per perhaps put quite rather really said same say see seem seemed several shall she should since so some
-    something soon still such take than that the their them themselves then there therefore these they thing things
-    this those though through thus till to together too took toward towards two under until up upon us very was way
-    we well went were what whatever when where whether which while who whole whom whose why will with within without
-    would yet you your
-    """.split()  # noqa: SIM905
-)
-# vowel signs and accents that are characters of their own: parts of words, though \w does not match them
-_ACCENTS = "".join(chr(code) for code in range(0x300, 0x3100) if unicodedata.category(chr(code)).startswith("M"))
-_WORD = re.compile(rf"[\w{_ACCENTS}]+(?:['’.-][\w{_ACCENTS}]+)*")
-_BREAK = re.compile(rf"[^\w\s'’.{_ACCENTS}-]|\.\s|--|—|–")  # no phrase goes across
-_NUMBER_WORDS = (
-    "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|"
-    "thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|dozen"
-)
-_MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
-_TIME = re.compile(rf"(?:{_MONTH}|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)days?)")  # names, but of nobody and no place
-_YEAR = r"(?:1[0-9]|20)\d\d"
-_DATE = re.compile(
-    rf"\b(?:\d{{1,2}} (?:{_MONTH})(?:,? {_YEAR})?|(?:{_MONTH})(?: \d{{1,2}},?)? {_YEAR}|(?:{_MONTH}) \d{{1,2}}\b"
-    rf"|(?<=\bin ){_YEAR}|(?<=\bof ){_YEAR}|(?<=\bby ){_YEAR}|(?<=\bsince ){_YEAR}|(?<=\bfrom ){_YEAR}|(?<=\bto ){_YEAR})\b"
-)
-_COUNT = re.compile(
-    rf"\b(?:\d[\d,.]*\d|\d|(?:(?:{_NUMBER_WORDS})(?:[ -](?:and )?(?:{_NUMBER_WORDS}))*))(?= ([a-z]{{3,}}))",
-    re.IGNORECASE,
-)
-_CAPITALS = "".join(chr(code) for code in range(0x41, 0x530) if chr(code).isupper())
-_CAPITALISED = rf"[{_CAPITALS}][\w{_ACCENTS}’'-]+"
-_NAME = re.compile(rf"\b{_CAPITALISED}(?:(?: of| the| de| von| van| du| la)* {_CAPITALISED})*")
-_YEAR_ALONE = re.compile(rf"(?<![\d,.])({_YEAR})(?!\d|,\d)")
-_PLACE_BEFORE = re.compile(r"\b(?:in|at|to|from|near|into|across|through|towards?)(?: the)?\s$")
-
+_BREAK = re.compile(rf"[^\w\s'’.{ACCENTS}-]|\.\s|--|—|–")  # no phrase goes across
+_YEAR_ALONE = re.compile(rf"(?<![\d,.])({YEAR})(?!\d|,\d)")
 _SHORTEST = 4  # words
+_LONGEST_STATEMENT = 24  # words
+_PRONOUN = re.compile(r"(?:It|This|That|He|She|They|These|Those|We|I)\b")
 _REACH = 14  # words kept on each side of a detail that is asked for
 
 _ABOUT = (
@@ -78,6 +41,7 @@ _ABOUT = (
 _COMPLETE = ("Complete this sentence: {0} …", "How does this go on: {0} …", "Finish what the text says: {0} …")
 _NEXT = ("What comes right after this: {0}", "After “{0}”, what does the text say next?")
 _WHEN = ("When was it that {0}?", "On what date or in what year: {0}?", "When did this happen: {0}?")
+_WHETHER = ("Is it true that {0}?", "Is it right that {0}?", "Does the text say that {0}?")
 _FIRST = (
     "Which came first: {0}, or {1}?",
     "Which happened earlier: {0}, or {1}?",
@@ -114,14 +78,20 @@ class _Event:
 class _Writer:
     def __init__(self, sentences: Sequence[Sentence], draw: random.Random) -> None:
         self.sentences, self.draw = sentences, draw
-        words = [{word.lower() for word in _WORD.findall(sentence.text)} for sentence in sentences]
+        words = [{word.lower() for word in WORD.findall(sentence.text)} for sentence in sentences]
         self.frequency = Counter(word for some in words for word in some)
         often = max(8, len(sentences) / 12)
-        self.dull = _FUNCTION_WORDS | {word for word, count in self.frequency.items() if count > often}
+        self.dull = FUNCTION_WORDS | {word for word, count in self.frequency.items() if count > often}
         # a capital at the beginning of a sentence says nothing, unless the word has one elsewhere too
         self.names = {
-            word for sentence in sentences for word in re.findall(rf"(?<=[\w,;] ){_CAPITALISED}", sentence.text)
+            word for sentence in sentences for word in re.findall(rf"(?<=[\w,;] ){CAPITALISED}", sentence.text)
         }
+        pool: dict[tuple[str, int], dict[str, None]] = {}  # sets that keep their order
+        for sentence in sentences:
+            for found in find_details(sentence.text, self.names, self.dull):
+                text = sentence.text[found.start : found.end]
+                pool.setdefault((found.kind, len(text.split())), {})[text] = None
+        self.details = {key: list(texts) for key, texts in pool.items()}
         self.events = [event for sentence in sentences if (event := self._event(sentence)) is not None]
         self.dated = [event for event in self.events if event.year is not None]
 
@@ -135,7 +105,7 @@ class _Writer:
         ):  # a number of a chapter, a lone word: to be continued, not to be asked for
             return []
         about = self._about(index)
-        details = list(self._details(sentence))
+        details = [*self._details(sentence), *self._whether(sentence)]
         self.draw.shuffle(details)
         place = list(self._place(index))
         self.draw.shuffle(place)
@@ -185,7 +155,7 @@ class _Writer:
         phrases: dict[str, float] = {}
         for piece in _BREAK.split(text):
             run: list[str] = []
-            for word in [*_WORD.findall(piece), ""]:
+            for word in [*WORD.findall(piece), ""]:
                 if word and word.lower() not in self.dull:
                     run.append(word)
                     continue
@@ -198,40 +168,58 @@ class _Writer:
     def _details(self, sentence: Sentence) -> Iterator[Task]:
         """who, where, when, how many: the detail taken out of the sentence and asked for."""
         text = sentence.text
-        dates = list(_DATE.finditer(text))
-        for match in _NAME.finditer(text):
-            name = match.group()
-            first = name.split()[0]
-            if first.lower() in _FUNCTION_WORDS or (match.start() == 0 and first not in self.names):
-                continue
-            if _TIME.fullmatch(name):
-                continue
-            if any(match.start() < date.end() and date.start() < match.end() for date in dates):
-                continue
-            if match.start() == 0 and re.match(r" [a-z]", text[match.end() :]):
-                question = f"Who or what{_around(text, 0, match.end(), '')}"
-                yield self._task("who", sentence, question, self._short(name, text))
-                continue
-            kind, word = (
-                ("where", "which place") if _PLACE_BEFORE.search(text[: match.start()]) else ("who", "who or what")
-            )
-            yield self._task(kind, sentence, _around(text, *match.span(), word), self._short(name, text))
-        for match in dates:
-            start = re.sub(r"\b(?:in|on|by|of|since|from|until) $", "", text[: match.start()], flags=re.IGNORECASE)
-            event = " ".join(f"{start} {text[match.end() :]}".strip(" ,.;:").split()).replace(" ,", ",")
-            if len(event.split()) >= 4:
-                yield self._task(
-                    "when", sentence, self.draw.choice(_WHEN).format(event), self._short(match.group(), text)
-                )
-        for match in _COUNT.finditer(text):
-            if match.group(1) in self.dull or any(match.start() < d.end() and d.start() < match.end() for d in dates):
-                continue
-            question = _around(text, *match.span(), "how many")
-            yield self._task("how many", sentence, question, self._short(f"{match.group()} {match.group(1)}", text))
+        for detail in find_details(text, self.names, self.dull):
+            words, kind = text[detail.start : detail.end], detail.kind
+            if kind == "when":
+                start = re.sub(r"\b(?:in|on|by|of|since|from|until) $", "", text[: detail.start], flags=re.IGNORECASE)
+                event = " ".join(f"{start} {text[detail.end :]}".strip(" ,.;:").split()).replace(" ,", ",")
+                if len(event.split()) < 4:
+                    continue
+                question = self.draw.choice(_WHEN).format(event)
+            elif kind == "how many":
+                question, words = _around(text, detail.start, detail.end, "how many"), f"{words} {detail.unit}"
+            elif detail.start == 0 and re.match(r" [a-z]", text[detail.end :]):
+                question = f"Who or what{_around(text, 0, detail.end, '')}"
+            else:
+                question = _around(text, detail.start, detail.end, "which place" if kind == "where" else "who or what")
+            yield self._task(kind, sentence, question, self._short(words, text))
 
-    def _short(self, detail: str, sentence: str) -> str:
-        """Half of the answers are the detail alone, half the sentence that holds it."""
-        return f"{detail}." if self.draw.random() < 0.5 else sentence
+    def _whether(self, sentence: Sentence) -> Iterator[Task]:
+        """A statement that the sentence makes, or one with another name, date or number of the document in it."""
+        text = sentence.text
+        plain = text.endswith(".") and not re.search(r"[“”\"?!:;()]", text)
+        if not plain or len(text.split()) > _LONGEST_STATEMENT or _PRONOUN.match(text):
+            return
+        swaps = [
+            (detail, other)
+            for detail in find_details(text, self.names, self.dull)
+            if not text[: detail.start].lower().endswith(("a ", "an "))  # a hundred, not "a 1,907"
+            for other in self._others(text, detail)
+        ]
+        if not swaps:  # a sentence that is always asked for as it stands would teach to say yes
+            return
+        detail, other = self.draw.choice(swaps)
+        true = self.draw.random() < 0.5
+        said = text if true else text[: detail.start] + other + text[detail.end :]
+        first = re.sub(r"['’]s$", "", said.split()[0])
+        if first not in self.names and first != other.split()[0]:
+            said = said[0].lower() + said[1:]
+        question = self.draw.choice(_WHETHER).format(said.removesuffix("."))
+        yield self._task("yes or no", sentence, question, self._short("Yes" if true else "No", text, both=True))
+
+    def _others(self, text: str, detail: Detail) -> list[str]:
+        """Some details of the document of the same kind and length that the sentence does not have."""
+        words = text[detail.start : detail.end].split()
+        pool = self.details.get((detail.kind, len(words)), [])
+        some = self.draw.sample(pool, min(len(pool), 8))
+        there = set(WORD.findall(text))
+        return [each for each in some if not there & set(WORD.findall(each))][:2]
+
+    def _short(self, detail: str, sentence: str, both: bool = False) -> str:
+        """Half of the answers are the detail alone, half the sentence that holds it; with `both` behind the detail."""
+        if self.draw.random() < 0.5:
+            return f"{detail}."
+        return f"{detail}. {sentence}" if both else sentence
 
     def _place(self, index: int) -> Iterator[Task]:
         """What follows: the rest of the sentence, or the next one."""
@@ -251,9 +239,9 @@ class _Writer:
     def _event(self, sentence: Sentence) -> _Event | None:
         """A sentence that can stand for an event: short enough, or its first clause, without its date."""
         years = {int(year) for year in _YEAR_ALONE.findall(sentence.text)}
-        text = re.sub(rf"\b(?:[Oo]n|[Ii]n|[Bb]y)(?: the \w+ of)? (?:{_DATE.pattern}|{_YEAR}),? ?", "", sentence.text)
+        text = re.sub(rf"\b(?:[Oo]n|[Ii]n|[Bb]y)(?: the \w+ of)? (?:{DATE.pattern}|{YEAR}),? ?", "", sentence.text)
         clause = re.split(r"[;:]| [—–-] |, (?:and|but|which|who|where|when|as) ", text)[0].strip(" .,;:!?")
-        if not 4 <= len(clause.split()) <= 16 or re.match(r"(?:It|This|That|He|She|They|These|Those)\b", clause):
+        if not 4 <= len(clause.split()) <= 16 or _PRONOUN.match(clause):
             return None
         first = clause.split()[0]
         clause = clause if first in self.names else clause[0].lower() + clause[1:]
