@@ -11,7 +11,7 @@ import pytest
 
 from conftest import save_model
 from liftlm.config import ModelConfig, load_config
-from liftlm.errors import BenchmarkDataError
+from liftlm.errors import BenchmarkDataError, ConfigError
 from liftlm.models import load_model
 from liftlm.studies.registry import make_study
 from liftlm.studies.running import run_study
@@ -194,6 +194,24 @@ def test_what_cannot_be_studied_is_said(folder: Path, tmp_path: Path, capsys: py
     out.mkdir(exist_ok=True)
     (out / "study.json").write_text('{"study": "tasks"}')
     refused(2, "holds the study 'tasks'", "overlap", "--quick")
+
+
+def test_an_arm_may_not_change_behind_its_name(model: Any, tmp_path: Path, two_documents: Any) -> None:
+    arms = tmp_path / "arms.yaml"
+
+    def study(text: str) -> set[str]:
+        arms.write_text(text)
+        run("recipes", model, tmp_path / "out", sources=two_documents, documents=1, arms=arms)
+        return {row["arm"] for row in rows(tmp_path / "out") if row.get("what") == "costs"}
+
+    assert study("small: {adapter.rank: 2}\n") == {"small"}
+    before = len(rows(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="'small' has other settings"):
+        study("small: {adapter.rank: 3}\n")
+    assert len(rows(tmp_path / "out")) == before
+    assert study("small: {adapter.rank: 2}\nother: {adapter.rank: 3}\n") == {"small", "other"}
+    with pytest.raises(ConfigError, match="'other'"):  # of a file that came later
+        study("other: {adapter.rank: 8}\n")
 
 
 def test_named_settings_are_arms_without_new_code(model: Any, tmp_path: Path, two_documents: Any) -> None:

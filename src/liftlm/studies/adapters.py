@@ -43,6 +43,9 @@ class Adapters(Study):
         read_arms(options.arms, ARMS)  # what is wrong with them is said now, not after hours
         return with_needles(item, 1 if options.quick else 3)
 
+    def named_arms(self, options: Options) -> dict[str, dict[str, Any]]:
+        return read_arms(options.arms, ARMS)
+
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
         for number, (name, settings) in enumerate(read_arms(bench.options.arms, ARMS).items()):
             if not (bench.options.quick and bench.options.arms is None and number > 1):

@@ -37,6 +37,9 @@ class Recipes(Study):
         read_arms(options.arms, _ARMS)  # what is wrong with them is said now, not after hours
         return with_needles(item, 1 if options.quick else 3)
 
+    def named_arms(self, options: Options) -> dict[str, dict[str, Any]]:
+        return read_arms(options.arms, _ARMS)
+
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
         methods = with_control(bench, item, _METHODS)
         for number, (name, settings) in enumerate(read_arms(bench.options.arms, _ARMS).items()):

@@ -237,12 +237,25 @@ def _check_folder(run: Run) -> None:
     path = run.folder / CARD
     if not path.is_file():
         return
+    there = _stored_card(run.folder)
+    if there.get("study") != run.study.name:
+        name = there.get("study", "something else")
+        raise ConfigError(f"{run.folder} holds the study '{name}'.", "Give --out another folder.")
+    stored = there.get("arms") or {}
+    for name, settings in run.study.named_arms(run.options).items():
+        if stored.get(name, settings) != settings:
+            raise ConfigError(
+                f"The arm '{name}' has other settings than the rows in {run.folder}.",
+                "Give it another name, or --out another folder.",
+            )
+
+
+def _stored_card(folder: Path) -> dict[str, Any]:
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))["study"]
-    except (OSError, ValueError, KeyError, TypeError):
-        there = "something else"
-    if there != run.study.name:
-        raise ConfigError(f"{run.folder} holds the study '{there}'.", "Give --out another folder.")
+        found = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _setup(run: Run, model: Model) -> str:
@@ -260,6 +273,7 @@ def _card(run: Run, model: Model, items: Sequence[Item], setup: str) -> dict[str
         "command": run.command,
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
         "seeds": list(run.options.seeds),
+        "arms": (_stored_card(run.folder).get("arms") or {}) | run.study.named_arms(run.options),
         "documents": [
             {
                 "id": item.document.id,

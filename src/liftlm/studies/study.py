@@ -55,7 +55,7 @@ class Options:
     characters: int | None = None  # of each document, from its beginning
     jobs: int = 1
     keep: bool = False  # adapters, after they were asked
-    arms: Path | None = None  # YAML, name → settings; only `adapters` takes it
+    arms: Path | None = None  # YAML, name → settings; only `adapters` and `recipes` take it
     lengths: tuple[int, ...] = ()  # tokens; only `efficiency` takes them
     graded: Path | None = None  # the sheet that a person filled in; only `tasks` takes it
 
@@ -94,6 +94,10 @@ class Study:
     def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
         """The document with the questions that this study asks; default: those that it has."""
         return item
+
+    def named_arms(self, options: Options) -> dict[str, dict[str, Any]]:
+        """Of studies whose arms are read from a file: name → settings, as JSON. Rows go by the name."""
+        return {}
 
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
         """Made one after the other: a later one may depend on what an earlier one took."""
