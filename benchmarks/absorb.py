@@ -306,6 +306,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer steps, once")
     parser.add_argument("--repeat", type=int, help="runs of each; the median counts (3; with --quick 1)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    parser.add_argument("--curves", action="store_true", help="the loss curves only, without timing")
     parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
@@ -314,17 +315,25 @@ def main() -> None:
         return
     names = [name for name in RUNS if name != "TRL SFTTrainer" or importlib.util.find_spec("trl")]
     steps = {"long": 5, "short": 5, "tasks": 14} if options.quick else {"long": 8, "short": 8, "tasks": 40}
-    rows = compare(names, steps, options.repeat or (1 if options.quick else 3))
+    rows = [] if options.curves else compare(names, steps, options.repeat or (1 if options.quick else 3))
     curves = {
         rate: [measure(name, "tasks", 20, rate, "float32")["losses"] for name in ("ours", "Trainer + PEFT")]
         for rate in (RATE, HIGH_RATE)
     }
+    if options.curves:
+        print(told(curves))
+        return
     show(rows, curves, options.json)
 
 
 def apart(curves: list[list[float]]) -> float:
     """The largest relative difference of two curves."""
     return max(abs(a - b) / b for a, b in zip(*curves, strict=True))
+
+
+def told(curves: dict[float, list[list[float]]]) -> str:
+    differences = ", ".join(f"{apart(each):.1e} at learning rate {rate:g}" for rate, each in curves.items())
+    return f"largest relative difference of the loss in float32, 20 steps of tasks: {differences}"
 
 
 def show(rows: list[dict[str, Any]], curves: dict[float, list[list[float]]], as_json: bool) -> None:
@@ -358,8 +367,7 @@ def show(rows: list[dict[str, Any]], curves: dict[float, list[list[float]]], as_
         )
     print(f"\nratio (the smallest over Trainer + PEFT): {found['ratio']:.2f}")
     print(f"roofline share (long): {found['roofline_share']:.2f} of {best / 1e9:.0f} GFLOP/s")
-    differences = ", ".join(f"{apart(each):.1e} at learning rate {rate:g}" for rate, each in curves.items())
-    print(f"largest relative difference of the loss in float32, 20 steps of tasks: {differences}")
+    print(told(curves))
 
 
 if __name__ == "__main__":
