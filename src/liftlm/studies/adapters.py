@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from liftlm.absorbing import absorb
 from liftlm.adapters import remove_adapter
-from liftlm.config import LiftConfig
-from liftlm.evaluation.benchmark import Item
 from liftlm.evaluation.blocks import Block, Heading, Paragraph, Table
-from liftlm.studies.arms import COSTS, costs_of, read_arms
+from liftlm.studies.arms import COSTS, NamedArmsStudy, costs_of
 from liftlm.studies.bench import Bench, with_settings
 from liftlm.studies.drawing import bars
 from liftlm.studies.intervals import Figure, Outcome, Verdict, difference, figure, groups, quotient, share_above
-from liftlm.studies.questions import NEEDLE, with_needles
-from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
+from liftlm.studies.questions import NEEDLE
+from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row
 from liftlm.studies.tables import contrasts, in_words, shown, tabulate, where
 
-ARMS = "adapters.yaml"
 _TRIAL_STEPS = 6  # in which an arm's pace is measured; the first is not counted
 _METHODS = ("lift", "lift+icl", "lift+oracle")
 
 
-class Adapters(Study):
+class Adapters(NamedArmsStudy):
     """Each arm gets the first arm's absorbing time: as many tokens as its pace, tried first, allows beside the first one's.
 
     The ratio of two paces, on a CPU by the processor's time, not by the clock: what else a machine does must not favour an arm.
@@ -37,19 +34,9 @@ class Adapters(Study):
     source = "2502.14644 v1–v3 says so of Gated Memory"
     defaults: ClassVar[Mapping[str, Any]] = {"model.window": 2048, "tasks.per_sentence": 1}
     quick: ClassVar[Mapping[str, Any]] = QUICK_SETTINGS
+    own_arms = "adapters.yaml"
+    methods = _METHODS
     alone: ClassVar[bool] = True
-
-    def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
-        read_arms(options.arms, ARMS)  # what is wrong with them is said now, not after hours
-        return with_needles(item, 1 if options.quick else 3)
-
-    def named_arms(self, options: Options) -> dict[str, dict[str, Any]]:
-        return read_arms(options.arms, ARMS)
-
-    def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
-        for number, (name, settings) in enumerate(read_arms(bench.options.arms, ARMS).items()):
-            if not (bench.options.quick and bench.options.arms is None and number > 1):
-                yield Arm(name, _METHODS, settings)
 
     def measure(self, bench: Bench, index: int, seed: int) -> None:
         item = bench.items[index]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -14,12 +15,35 @@ from liftlm.adapters import use_adapter
 from liftlm.config import LiftConfig
 from liftlm.diagnosing import UNRELATED
 from liftlm.errors import ConfigError
+from liftlm.evaluation.benchmark import Item
 from liftlm.models import Model
+from liftlm.studies.baseline import with_control
 from liftlm.studies.bench import Bench, domain_of, with_settings
-from liftlm.studies.study import Arm, Row
+from liftlm.studies.questions import with_needles
+from liftlm.studies.study import Arm, Options, Row, Study
 
 COSTS = ("adapter_megabytes", "absorb_seconds", "training_tokens", "unrelated_rise")
 _LIKE_THIS = 'Write for each arm: name: {"adapter.rank": 8}.'
+
+
+class NamedArmsStudy(Study):
+    """A study whose arms are settings by name, from a file; asked with needles hidden in the documents too."""
+
+    own_arms: ClassVar[str]  # the program's own file, beside this module
+    methods: ClassVar[tuple[str, ...]]
+
+    def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
+        self.named_arms(options)  # what is wrong with them is said now, not after hours
+        return with_needles(item, 1 if options.quick else 3)
+
+    def named_arms(self, options: Options) -> dict[str, dict[str, Any]]:
+        return read_arms(options.arms, self.own_arms)
+
+    def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
+        methods = with_control(bench, item, self.methods)
+        for number, (name, settings) in enumerate(self.named_arms(bench.options).items()):
+            if not (bench.options.quick and bench.options.arms is None and number > 1):
+                yield Arm(name, methods, settings)
 
 
 def read_arms(path: Path | None, own: str) -> dict[str, dict[str, Any]]:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from liftlm.config import LiftConfig
-from liftlm.evaluation.benchmark import Item
 from liftlm.evaluation.blocks import Block, Heading, Paragraph
-from liftlm.studies.arms import COSTS, costs_of, read_arms
-from liftlm.studies.baseline import with_control
+from liftlm.studies.arms import COSTS, NamedArmsStudy, costs_of
 from liftlm.studies.bench import Bench
 from liftlm.studies.drawing import bars
 from liftlm.studies.intervals import Figure, Outcome, Verdict, difference, figure, groups, share_above
-from liftlm.studies.questions import NEEDLE, with_needles
-from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
+from liftlm.studies.questions import NEEDLE
+from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row
 from liftlm.studies.tables import contrasts, in_words, shown, tabulate, where
 
-_ARMS = "recipes.yaml"
 _METHODS = ("lift", "lift+oracle", "lift-other", "lift-other+oracle")
 _NOT_WORSE = -0.05  # nats
 
 
-class Recipes(Study):
+class Recipes(NamedArmsStudy):
     """Budgets are what the settings say: `--set training.total_tokens=N` makes them equal for all arms and documents."""
 
     name = "recipes"
@@ -32,19 +28,8 @@ class Recipes(Study):
     source = "this project's search of its default recipe"
     defaults: ClassVar[Mapping[str, Any]] = {"model.window": 2048}
     quick: ClassVar[Mapping[str, Any]] = QUICK_SETTINGS
-
-    def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
-        read_arms(options.arms, _ARMS)  # what is wrong with them is said now, not after hours
-        return with_needles(item, 1 if options.quick else 3)
-
-    def named_arms(self, options: Options) -> dict[str, dict[str, Any]]:
-        return read_arms(options.arms, _ARMS)
-
-    def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
-        methods = with_control(bench, item, _METHODS)
-        for number, (name, settings) in enumerate(read_arms(bench.options.arms, _ARMS).items()):
-            if not (bench.options.quick and bench.options.arms is None and number > 1):
-                yield Arm(name, methods, settings)
+    own_arms = "recipes.yaml"
+    methods = _METHODS
 
     def measure(self, bench: Bench, index: int, seed: int) -> None:
         item = bench.items[index]
