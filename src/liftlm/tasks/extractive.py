@@ -24,6 +24,7 @@ _YEAR_ALONE = re.compile(rf"(?<![\d,.])({YEAR})(?!\d|,\d)")
 _SHORTEST = 4  # words
 _LONGEST_STATEMENT = 24  # words
 _PRONOUN = re.compile(r"(?:It|This|That|He|She|They|These|Those|We|I)\b")
+_BETWEEN_ORDERS = 12  # tasks
 _REACH = 14  # words kept on each side of a detail that is asked for
 
 _ABOUT = (
@@ -55,16 +56,17 @@ _ORDER = (
 
 
 def write_extractive_tasks(text: str, per_sentence: int, seed: int = 0) -> list[Task]:
-    """Tasks for every sentence, in the order of the text: `per_sentence` for each, and about one of order for four sentences."""
+    """Tasks for every sentence, in the order of the text: `per_sentence` for each, and one of order for about twelve of them."""
     sentences = split_into_sentences(text)
     draw = random.Random(f"{seed}/{len(text)}/{text[:1000]}")
     writer = _Writer(sentences, draw)
     tasks: list[Task] = []
-    for index, sentence in enumerate(sentences):
+    every = max(1, _BETWEEN_ORDERS // per_sentence)
+    for index in range(len(sentences)):
         pause()
         tasks += writer.tasks_of(index, per_sentence)
-        if per_sentence > 1 and index % 4 == 3:
-            tasks += writer.order(sentence)
+        if index % every == every - 1:
+            tasks += writer.order()
     return tasks
 
 
@@ -193,7 +195,7 @@ class _Writer:
         swaps = [
             (detail, other)
             for detail in find_details(text, self.names, self.dull)
-            if not text[: detail.start].lower().endswith(("a ", "an "))  # a hundred, not "a 1,907"
+            if not re.search(r"\b(?:a|an) $", text[: detail.start], re.IGNORECASE)  # a hundred, not "a 1,907"
             for other in self._others(text, detail)
         ]
         if not swaps:  # a sentence that is always asked for as it stands would teach to say yes
@@ -247,7 +249,7 @@ class _Writer:
         clause = clause if first in self.names else clause[0].lower() + clause[1:]
         return _Event(sentence, clause, years.pop() if len(years) == 1 else None)
 
-    def order(self, near: Sentence) -> list[Task]:
+    def order(self) -> list[Task]:
         """One task of order: by year where events have one, else by their place in the text."""
         by_year = len(self.dated) >= 6 and self.draw.random() < 0.7
         pool = self.dated if by_year else self.events
