@@ -2,40 +2,55 @@
 
     python benchmarks/ranking.py demo --entry ID
     python benchmarks/ranking.py shortdep_qa.jsonl:0 --entry ID --candidates 30
+    python benchmarks/ranking.py demo --entry ID --shown        # how much of what was found should be shown
 
 Prints the share of questions whose evidence is the first sentence, among the first two, three, five; and the mean reciprocal
 rank. The base model ranks too, as the control for what the adapter learnt. Evidence that is in no single sentence, or not among
 the candidates, counts as not found by anybody.
+
+With --shown: for several numbers of sentences and of neighbours, by the adapter's ranking, how often the evidence is in the
+window, and what the model answers then, greedy, with `answering.strength_with_text` of the adapter: token F1 (SQuAD's rule), NLL
+of the expected answer in nats a token, and, for the demo, right answers. --out appends the rows as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from recipe import load_questions
+import torch
+from recipe import load_questions, token_f1
 
-from liftlm import Library, load_config, load_model
+from liftlm import Adapter, Document, Library, LiftConfig, load_config, load_model
 from liftlm.adapters import use_adapter
 from liftlm.config import RetrievalConfig
+from liftlm.demo import is_right
+from liftlm.devices import describe_machine
+from liftlm.examples import answer_example
+from liftlm.generating import Prompt, generate
 from liftlm.likelihood import Ranker
+from liftlm.models import Model
+from liftlm.prompts import question_turn, render_prompt
 from liftlm.retrieval import Retriever
 
 _CUTS = (1, 2, 3, 5)
+_FRAME = 192  # tokens of the window left for the prompt's words and the answer
+_MARK = "\n...\n"
+_SHOWN = ((1, 0), (2, 0), (3, 0), (1, 1), (3, 1))  # sentences, neighbours of each on either side
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="demo, or FILE.jsonl:INDEX")
-    parser.add_argument("--entry", required=True, help="id of the library entry of that document")
-    parser.add_argument("--candidates", type=int, default=20)
-    parser.add_argument("--questions", type=int)
-    parser.add_argument("--set", action="append", default=[])
-    arguments = parser.parse_args()
+    arguments = _arguments()
     config = load_config(None, arguments.set)
     model = load_model(config.model.name, config.model)
     adapter = Library().open(Library().find_id(arguments.entry), model)
-    document, rows = load_questions(arguments.data, arguments.questions, 0)
+    document, rows = load_questions(arguments.data, arguments.questions, 0, arguments.characters)
+    if arguments.shown:
+        _compare_shown(model, adapter, document, rows, config, arguments.out)
+        return
     retriever = Retriever(document.text, model.encode, RetrievalConfig(neighbours=0))
     rankers = {
         "base model": (None, Ranker(model, document.title)),
@@ -58,6 +73,99 @@ def main() -> None:
         shares = [sum(rank is not None and rank <= cut for rank in found) / len(found) for cut in _CUTS]
         reciprocal = sum(1 / rank for rank in found if rank) / len(found)
         print(f"{name:<12}" + "".join(f"  {share:>7.2f}" for share in shares) + f"  {reciprocal:>6.3f}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="demo, or FILE.jsonl:INDEX")
+    parser.add_argument("--entry", required=True, help="id of the library entry of that document")
+    parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--questions", type=int)
+    parser.add_argument("--characters", type=int, help="the document's beginning only, as it was absorbed")
+    parser.add_argument("--shown", action="store_true")
+    parser.add_argument("--out", help="of --shown: a JSONL file")
+    parser.add_argument("--set", action="append", default=[])
+    return parser.parse_args()
+
+
+def _compare_shown(
+    model: Model, adapter: Adapter, document: Document, rows: list[dict[str, Any]], config: LiftConfig, out: str | None
+) -> None:
+    print(f"{document.title}: {len(rows)} questions")
+    print("sentences  neighbours  evidence shown     F1    NLL  right")
+    remembered = _remembered(Ranker(model, document.title), model, adapter)
+    for count, neighbours in _SHOWN:
+        retrieval = config.answering.retrieval.model_copy(update={"count": count, "neighbours": neighbours})
+        retriever = Retriever(document.text, model.encode, retrieval)
+        found = []
+        for row in rows:
+            budget = model.window - _FRAME - len(model.encode(row["question"] + row["answer"]))
+            found.append(retriever.select(row["question"], budget, model.encode(_MARK), remembered).tokens)
+        figures = _read(model, adapter, document, rows, found, config)
+        right = figures["right"]
+        print(
+            f"{count:>9}  {neighbours:>10}  {figures['evidence_shown']:>14}  {figures['token_f1']:>5.1f}  "
+            f"{figures['answer_nll']:>5.2f}  {'' if right is None else right:>5}",
+            flush=True,
+        )
+        if out:
+            row = {
+                "document": document.title,
+                "questions": len(rows),
+                "count": count,
+                "neighbours": neighbours,
+            } | figures
+            row |= {"config": config.model_dump(mode="json"), "machine": describe_machine(model.device, model.dtype)}
+            with Path(out).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+@torch.inference_mode()
+def _read(
+    model: Model,
+    adapter: Adapter,
+    document: Document,
+    rows: list[dict[str, Any]],
+    found: list[list[int]],
+    config: LiftConfig,
+) -> dict[str, Any]:
+    """What the adapter makes of the text that is shown (token ids) for each question."""
+    tokenizer, title = model.tokenizer, document.title
+    shown = [" ".join(tokenizer.decode(tokens).split()) for tokens in found]
+    nlls, answers = [], {}
+    with use_adapter(model, adapter.id, strength=config.answering.strength_with_text):
+        for row, tokens in zip(rows, found, strict=True):
+            example = answer_example(tokenizer, title, row["question"], row["answer"], model.window, tokens)
+            assert example is not None, "the question fills the window"
+            loss = model.loss_sum(torch.tensor([example.tokens[:-1]]), torch.tensor([example.labels[:-1]]))
+            nlls.append(float(loss) / (example.targets - 1))  # the end of the answer is not counted
+        turns = [question_turn(tokenizer, title, row["question"], t) for row, t in zip(rows, found, strict=True)]
+        prompts = [Prompt(render_prompt(tokenizer, [turn]), "shown") for turn in turns]
+        for text in generate(model, prompts, config.answering, 0):
+            answers[text.index] = text.text
+    said = [answers[index] for index in range(len(rows))]
+    scores = [token_f1(text, row["answer"]) for text, row in zip(said, rows, strict=True)]
+    return {
+        "evidence_shown": sum(" ".join(r["evidence"].split()) in text for r, text in zip(rows, shown, strict=True)),
+        "token_f1": 100 * sum(scores) / len(rows),
+        "answer_nll": sum(nlls) / len(rows),
+        "right": sum(map(is_right, said, rows)) if "keys" in rows[0] else None,
+        "answers": said,
+    }
+
+
+def _remembered(ranker: Ranker, model: Model, adapter: Adapter) -> Callable[[str, list[str]], Sequence[float]]:
+    """The adapter's ranking, computed once for each question and its candidates."""
+    known: dict[tuple[str, tuple[str, ...]], Sequence[float]] = {}
+
+    def rank(question: str, texts: list[str]) -> Sequence[float]:
+        key = (question, tuple(texts))
+        if key not in known:
+            with use_adapter(model, adapter.id):
+                known[key] = ranker.relevance(question, texts)
+        return known[key]
+
+    return rank
 
 
 def _rank(right: Sequence[bool], scores: Sequence[float]) -> int | None:

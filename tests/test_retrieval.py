@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from liftlm.config import RetrievalConfig
 from liftlm.demo import load_demo
-from liftlm.retrieval import Retriever
+from liftlm.retrieval import Retriever, _terms
 
 TEXT = (
     "The mill stood by the river for a century. A fire took it in May 1871.\n\n"
@@ -95,6 +95,26 @@ def test_scores_are_those_of_bm25() -> None:
     for query in (["red"], ["fox", "red"], ["blue", "dog"]):
         expected = [score(query, doc) for doc in words]
         assert list(retriever._index.get_scores(query)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_model_and_bm25_judge_together() -> None:
+    """The sum of both, with six nats a point of BM25, over BM25's best alone; by hand from the scores of the index."""
+    question, texts = "Who rang the iron bell of the school?", []
+    retriever = Retriever(TEXT, characters, RetrievalConfig(neighbours=0, rerank=4))
+    by_words = retriever.ranked(question)
+    points = sorted(retriever._index.get_scores(_terms(question)), reverse=True)  # type: ignore[union-attr]
+    nats = [0.0, 6 * (points[0] - points[1]) + 0.01, 6 * (points[0] - points[2]) - 0.01, -1000.0]
+
+    def judge(asked: str, found: list[str]) -> list[float]:
+        assert asked == question
+        texts.extend(found)
+        return nats
+
+    expected = [by_words[1], by_words[0], by_words[2], by_words[3], *by_words[4:]]
+    assert retriever.reranked(question, judge) == expected
+    assert texts == [TEXT[slice(*piece.core)] for piece in by_words[:4]]
+    assert retriever.reranked(question, None) == by_words
+    assert retriever.reranked(question, lambda asked, found: [0.0] * len(found)) == by_words, "the model has no say"
 
 
 def test_as_many_as_fit() -> None:

@@ -158,8 +158,8 @@ class RetrievalConfig(_Branch):
     """What of the text `answering.context=retrieve` shows: the pieces that BM25 finds for the question."""
 
     unit: Literal["sentence", "segment"] = "sentence"
-    count: _Whole | None = Field(default=3, ge=1)  # pieces; None = as many as fit
-    neighbours: _Whole = Field(default=1, ge=0)  # sentences found and shown with each sentence, on either side
+    count: _Whole | None = Field(default=2, ge=1)  # pieces; None = as many as fit
+    neighbours: _Whole = Field(default=0, ge=0)  # sentences found and shown with each sentence, on either side
     segment_tokens: _Whole = Field(default=256, ge=1)  # of the unit "segment"
     # so many of BM25's best are ranked anew by the model: by how likely the question makes each as its answer; 0 = none
     rerank: _Whole = Field(default=20, ge=0)

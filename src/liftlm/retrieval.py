@@ -1,4 +1,4 @@
-"""Which pieces of a document speak of a question: BM25 over its sentences or segments (bm25s).
+"""Which pieces of a document speak of a question: BM25 over its sentences or segments (bm25s), with a model's judgement of the best.
 
 Pure but for the tokenizer it is given: text in, token ids of the best pieces out, in the document's order.
 """
@@ -18,6 +18,7 @@ _WORDS = re.compile(
     r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
 )
 Encode = Callable[[str], list[int]]
+_NATS_A_POINT = 6.0  # what a point of BM25 counts beside the model's log-likelihoods; docs/results/ranking.md
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Selection:
     sources: tuple[str, ...]
 
 
-Rerank = Callable[[str, list[str]], Sequence[float]]  # a question and texts → how relevant each is
+Rerank = Callable[[str, list[str]], Sequence[float]]  # a question and texts → how relevant each is, in nats
 
 
 class Retriever:
@@ -60,21 +61,27 @@ class Retriever:
 
     def ranked(self, question: str) -> list[Piece]:
         """All pieces, the most relevant first; those that share no word with the question last, as they stand in the text."""
-        terms = _terms(question)
-        if self._index is None or not terms:
-            return list(self.pieces)
-        scores = self._index.get_scores(terms)
-        return [self.pieces[index] for index in sorted(range(len(self.pieces)), key=lambda index: -scores[index])]
+        return [self.pieces[index] for index, _ in self._scored(question)]
 
     def reranked(self, question: str, rerank: Rerank | None) -> list[Piece]:
-        """BM25's order, in which the first `settings.rerank` pieces are put into the order that `rerank` finds."""
-        ranked = self.ranked(question)
-        count = min(self._settings.rerank, len(ranked))
+        """BM25's order, in which the first `settings.rerank` pieces are put into the order of both judgements together."""
+        scored = self._scored(question)
+        count = min(self._settings.rerank, len(scored))
         if rerank is None or count < 2:
-            return ranked
-        scores = rerank(question, [self._text[slice(*piece.core)] for piece in ranked[:count]])
-        order = sorted(range(count), key=lambda index: -scores[index])
-        return [ranked[index] for index in order] + ranked[count:]
+            return [self.pieces[index] for index, _ in scored]
+        best = scored[:count]
+        nats = rerank(question, [self._text[slice(*self.pieces[index].core)] for index, _ in best])
+        both = [given + _NATS_A_POINT * points for given, (_, points) in zip(nats, best, strict=True)]
+        order = [best[place] for place in sorted(range(count), key=lambda place: -both[place])]
+        return [self.pieces[index] for index, _ in order + scored[count:]]
+
+    def _scored(self, question: str) -> list[tuple[int, float]]:
+        """Places in `pieces` with BM25's scores, the highest first."""
+        terms = _terms(question)
+        if self._index is None or not terms:
+            return [(index, 0.0) for index in range(len(self.pieces))]
+        scores = self._index.get_scores(terms)
+        return sorted(((index, float(score)) for index, score in enumerate(scores)), key=lambda pair: -pair[1])
 
     def select(self, question: str, budget: int, mark: Sequence[int], rerank: Rerank | None = None) -> Selection:
         """The `count` best pieces that fit `budget` tokens, with `mark` where text is left out between them."""
