@@ -1,12 +1,12 @@
-"""Where the evidence of each question stands among a document's sentences: by BM25, and as the adapter ranks BM25's best.
+"""Where the evidence of each question stands among a document's sentences: by BM25, as the model ranks BM25's best, and by both.
 
     python benchmarks/ranking.py demo --entry ID
     python benchmarks/ranking.py shortdep_qa.jsonl:0 --entry ID --candidates 30
     python benchmarks/ranking.py demo --entry ID --shown        # how much of what was found should be shown
 
 Prints the share of questions whose evidence is the first sentence, among the first two, three, five; and the mean reciprocal
-rank. The base model ranks too, as the control for what the adapter learnt. Evidence that is in no single sentence, or not among
-the candidates, counts as not found by anybody.
+rank. "adapter, BM25" is what `answering.context=retrieve` does. The base model ranks too, as the control for what the adapter
+learnt. Evidence that is in no single sentence, or not among the candidates, counts as not found by anybody.
 
 With --shown: for several numbers of sentences and of neighbours, by the adapter's ranking, how often the evidence is in the
 window, and what the model answers then, greedy, with `answering.strength_with_text` of the adapter: token F1 (SQuAD's rule), NLL
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from liftlm.generating import Prompt, generate
 from liftlm.likelihood import Ranker
 from liftlm.models import Model
 from liftlm.prompts import question_turn, render_prompt
-from liftlm.retrieval import Retriever
+from liftlm.retrieval import Rerank, Retriever
 
 _CUTS = (1, 2, 3, 5)
 _FRAME = 192  # tokens of the window left for the prompt's words and the answer
@@ -51,28 +51,30 @@ def main() -> None:
     if arguments.shown:
         _compare_shown(model, adapter, document, rows, config, arguments.out)
         return
-    retriever = Retriever(document.text, model.encode, RetrievalConfig(neighbours=0))
-    rankers = {
-        "base model": (None, Ranker(model, document.title)),
-        "adapter": (adapter.id, Ranker(model, document.title)),
-    }
-    ranks: dict[str, list[int | None]] = {"BM25": [], "base model": [], "adapter": []}
+    settings = RetrievalConfig(neighbours=0, rerank=arguments.candidates)
+    retriever = Retriever(document.text, model.encode, settings)
+    judges = {"base model": _remembered(model, document, None), "adapter": _remembered(model, document, adapter.id)}
+    ranks: dict[str, list[int | None]] = {name: [] for name in ("BM25", *judges, *(f"{name}, BM25" for name in judges))}
     for row in rows:
-        best = retriever.ranked(row["question"])[: arguments.candidates]
-        texts = [document.text[piece.start : piece.end] for piece in best]
-        right = [" ".join(text.split()) in " ".join(row["evidence"].split()) for text in texts]
-        ranks["BM25"].append(_rank(right, [-float(index) for index in range(len(texts))]))
-        for name, (on, ranker) in rankers.items():
-            with use_adapter(model, on):
-                ranks[name].append(_rank(right, ranker.relevance(row["question"], texts)))
+        question, evidence = row["question"], " ".join(row["evidence"].split())
+        candidates = retriever.ranked(question)[: arguments.candidates]
+        orders = {"BM25": candidates}
+        for name, judge in judges.items():
+            nats = judge(question, [document.text[slice(*piece.core)] for piece in candidates])
+            alone = sorted(range(len(candidates)), key=lambda place: -nats[place])
+            orders[name] = [candidates[place] for place in alone]
+            orders[f"{name}, BM25"] = retriever.reranked(question, judge)[: arguments.candidates]
+        for name, order in orders.items():
+            found = (" ".join(document.text[slice(*piece.core)].split()) in evidence for piece in order)
+            ranks[name].append(next((place for place, right in enumerate(found, 1) if right), None))
     print(
         f"{document.title}: {len(rows)} questions, {arguments.candidates} candidates of {len(retriever.pieces)} sentences"
     )
-    print(f"{'':<12}" + "".join(f"  first {cut}" for cut in _CUTS) + "     MRR")
-    for name, found in ranks.items():
-        shares = [sum(rank is not None and rank <= cut for rank in found) / len(found) for cut in _CUTS]
-        reciprocal = sum(1 / rank for rank in found if rank) / len(found)
-        print(f"{name:<12}" + "".join(f"  {share:>7.2f}" for share in shares) + f"  {reciprocal:>6.3f}")
+    print(f"{'':<17}" + "".join(f"  first {cut}" for cut in _CUTS) + "     MRR")
+    for name, places in ranks.items():
+        shares = [sum(rank is not None and rank <= cut for rank in places) / len(places) for cut in _CUTS]
+        reciprocal = sum(1 / rank for rank in places if rank) / len(places)
+        print(f"{name:<17}" + "".join(f"  {share:>7.2f}" for share in shares) + f"  {reciprocal:>6.3f}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -93,7 +95,7 @@ def _compare_shown(
 ) -> None:
     print(f"{document.title}: {len(rows)} questions")
     print("sentences  neighbours  evidence shown     F1    NLL  right")
-    remembered = _remembered(Ranker(model, document.title), model, adapter)
+    remembered = _remembered(model, document, adapter.id)
     for count, neighbours in _SHOWN:
         retrieval = config.answering.retrieval.model_copy(update={"count": count, "neighbours": neighbours})
         retriever = Retriever(document.text, model.encode, retrieval)
@@ -154,24 +156,19 @@ def _read(
     }
 
 
-def _remembered(ranker: Ranker, model: Model, adapter: Adapter) -> Callable[[str, list[str]], Sequence[float]]:
-    """The adapter's ranking, computed once for each question and its candidates."""
+def _remembered(model: Model, document: Document, adapter: str | None) -> Rerank:
+    """What the model, with that adapter, thinks of candidates; computed once for each question."""
+    ranker = Ranker(model, document.title)
     known: dict[tuple[str, tuple[str, ...]], Sequence[float]] = {}
 
-    def rank(question: str, texts: list[str]) -> Sequence[float]:
+    def judge(question: str, texts: list[str]) -> Sequence[float]:
         key = (question, tuple(texts))
         if key not in known:
-            with use_adapter(model, adapter.id):
+            with use_adapter(model, adapter):
                 known[key] = ranker.relevance(question, texts)
         return known[key]
 
-    return rank
-
-
-def _rank(right: Sequence[bool], scores: Sequence[float]) -> int | None:
-    """From 1, of the best right one."""
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])
-    return next((place for place, index in enumerate(order, 1) if right[index]), None)
+    return judge
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which pieces of a document speak of a question: BM25 over its sentences or segments (bm25s), with a model's judgement of the best.
+"""Which pieces of a document speak of a question: BM25 over its sentences or segments (bm25s), and a model that judges the best.
 
 Pure but for the tokenizer it is given: text in, token ids of the best pieces out, in the document's order.
 """
