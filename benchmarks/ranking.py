@@ -8,7 +8,7 @@ Prints the share of questions whose evidence is the first sentence, among the fi
 rank. "adapter, BM25" is what `answering.context=retrieve` does. The base model ranks too, as the control for what the adapter
 learnt. Evidence that is in no single sentence, or not among the candidates, counts as not found by anybody.
 
-With --shown: for several numbers of sentences and of neighbours, by the adapter's ranking, how often the evidence is in the
+With --shown: for several numbers of sentences and of neighbours, with and without a margin, by the adapter's ranking, how often the evidence is in the
 window, and what the model answers then, greedy, with `answering.strength_with_text` of the adapter: token F1 (SQuAD's rule), NLL
 of the expected answer in nats a token, and, for the demo, right answers. --out appends the rows as JSON.
 """
@@ -39,7 +39,8 @@ from liftlm.retrieval import Rerank, Retriever
 _CUTS = (1, 2, 3, 5)
 _FRAME = 192  # tokens of the window left for the prompt's words and the answer
 _MARK = "\n...\n"
-_SHOWN = ((1, 0), (2, 0), (3, 0), (1, 1), (3, 1))  # sentences, neighbours of each on either side
+# sentences, neighbours of each on either side, nats that the others may be behind the best
+_SHOWN = ((1, 0, None), (2, 0, None), (2, 0, 10.0), (3, 0, None), (3, 0, 10.0), (3, 1, None))
 
 
 def main() -> None:
@@ -94,10 +95,11 @@ def _compare_shown(
     model: Model, adapter: Adapter, document: Document, rows: list[dict[str, Any]], config: LiftConfig, out: str | None
 ) -> None:
     print(f"{document.title}: {len(rows)} questions")
-    print("sentences  neighbours  evidence shown     F1    NLL  right")
+    print("sentences  neighbours  margin  evidence shown     F1    NLL  right")
     remembered = _remembered(model, document, adapter.id)
-    for count, neighbours in _SHOWN:
-        retrieval = config.answering.retrieval.model_copy(update={"count": count, "neighbours": neighbours})
+    for count, neighbours, margin in _SHOWN:
+        setting = {"count": count, "neighbours": neighbours, "margin": margin}
+        retrieval = config.answering.retrieval.model_copy(update=setting)
         retriever = Retriever(document.text, model.encode, retrieval)
         found = []
         for row in rows:
@@ -106,7 +108,7 @@ def _compare_shown(
         figures = _read(model, adapter, document, rows, found, config)
         right = figures["right"]
         print(
-            f"{count:>9}  {neighbours:>10}  {figures['evidence_shown']:>14}  {figures['token_f1']:>5.1f}  "
+            f"{count:>9}  {neighbours:>10}  {margin or '':>6}  {figures['evidence_shown']:>14}  {figures['token_f1']:>5.1f}  "
             f"{figures['answer_nll']:>5.2f}  {'' if right is None else right:>5}",
             flush=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -117,6 +118,29 @@ def test_the_model_and_bm25_judge_together() -> None:
     assert retriever.reranked(question, lambda asked, found: [0.0] * len(found)) == by_words, "the model has no say"
 
 
+def test_where_one_is_clearly_the_best_it_stands_alone() -> None:
+    """`margin` is in nats, six of which are a point of BM25; as many as fit (no count) knows none."""
+    question = "Who rang the iron bell of the school?"
+
+    def shown_with(nats: list[float] | None, **settings: Any) -> list[int]:
+        config = RetrievalConfig.model_validate({"count": 3, "neighbours": 0, "rerank": 4} | settings)
+        retriever = Retriever(TEXT, characters, config)
+        order = [" ".join(TEXT[slice(*piece.core)].split()) for piece in retriever.ranked(question)]
+        judge = None if nats is None else lambda asked, found: nats
+        return [order.index(source) for source in retriever.select(question, 10_000, [0], judge).sources]
+
+    index = Retriever(TEXT, characters, RetrievalConfig(neighbours=0))._index
+    assert index is not None
+    points = [6 * float(score) for score in sorted(index.get_scores(_terms(question)), reverse=True)[:4]]
+    level = [-score for score in points]  # what makes all four equally good
+    assert shown_with([nats + gain for nats, gain in zip(level, (0, 5, 2, 0), strict=True)], margin=4) == [1, 2]
+    assert shown_with([nats + gain for nats, gain in zip(level, (0, 5, 2, 0), strict=True)], margin=2) == [1]
+    assert shown_with([nats + gain for nats, gain in zip(level, (0, 5, 2, 0), strict=True)], margin=None) == [1, 2, 0]
+    assert shown_with(None, margin=points[0] - points[1] + 0.01)[:2] == [0, 1]
+    assert shown_with(None, margin=max(0.0, points[0] - points[1] - 0.01)) == [0]
+    assert len(shown_with(level, margin=0, count=None)) == len(SENTENCES), "all that fit"
+
+
 def test_as_many_as_fit() -> None:
     assert len("".join(shown("school", count=None, neighbours=0))) >= len(TEXT) - 20
     short = shown("open school bell iron", count=None, neighbours=0, budget=len(SENTENCES[6]) + len(SENTENCES[5]) + 1)
@@ -167,7 +191,7 @@ def test_any_text(text: str, question: str, budget: int, unit: str, neighbours: 
 
 
 def test_the_demo_evidence_is_found() -> None:
-    """The measure that the defaults were chosen by: the evidence among what is shown."""
+    """The evidence among the one or two sentences that are shown, by BM25 alone, without a model's judgement."""
     document, rows = load_demo()
     retriever = Retriever(document.text, characters, RetrievalConfig())
     found = 0
@@ -175,4 +199,4 @@ def test_the_demo_evidence_is_found() -> None:
         text = "".join(chr(t) for t in retriever.select(row["question"], 100_000, MARK).tokens if t >= 0)
         evidence = [row["evidence"]] if isinstance(row["evidence"], str) else row["evidence"]
         found += any(sentence in text for sentence in evidence)
-    assert found >= 0.85 * len(rows)
+    assert found >= 0.8 * len(rows)

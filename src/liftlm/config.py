@@ -159,6 +159,8 @@ class RetrievalConfig(_Branch):
 
     unit: Literal["sentence", "segment"] = "sentence"
     count: _Whole | None = Field(default=2, ge=1)  # pieces; None = as many as fit
+    # of those only such as the ranking finds at most so many nats worse than the first; None = all
+    margin: _Number | None = Field(default=10.0, ge=0)
     neighbours: _Whole = Field(default=0, ge=0)  # sentences found and shown with each sentence, on either side
     segment_tokens: _Whole = Field(default=256, ge=1)  # of the unit "segment"
     # so many of BM25's best are ranked anew by the model: by how likely the question makes each as its answer; 0 = none

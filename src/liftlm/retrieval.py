@@ -6,6 +6,7 @@ Pure but for the tokenizer it is given: text in, token ids of the best pieces ou
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,15 +66,20 @@ class Retriever:
 
     def reranked(self, question: str, rerank: Rerank | None) -> list[Piece]:
         """BM25's order, in which the first `settings.rerank` pieces are put into the order of both judgements together."""
-        scored = self._scored(question)
+        return [self.pieces[index] for index, _ in self._judged(question, rerank)]
+
+    def _judged(self, question: str, rerank: Rerank | None) -> list[tuple[int, float]]:
+        """Places in `pieces` with their scores in nats, the highest first; behind those that the model judged, BM25's order."""
+        scored = [(index, _NATS_A_POINT * points) for index, points in self._scored(question)]
         count = min(self._settings.rerank, len(scored))
         if rerank is None or count < 2:
-            return [self.pieces[index] for index, _ in scored]
+            return scored
         best = scored[:count]
         nats = rerank(question, [self._text[slice(*self.pieces[index].core)] for index, _ in best])
-        both = [given + _NATS_A_POINT * points for given, (_, points) in zip(nats, best, strict=True)]
-        order = [best[place] for place in sorted(range(count), key=lambda place: -both[place])]
-        return [self.pieces[index] for index, _ in order + scored[count:]]
+        both = [(index, by_words + given) for (index, by_words), given in zip(best, nats, strict=True)]
+        lowest = min(score for _, score in both)
+        behind = [(index, min(lowest, score)) for index, score in scored[count:]]
+        return sorted(both, key=lambda pair: -pair[1]) + behind
 
     def _scored(self, question: str) -> list[tuple[int, float]]:
         """Places in `pieces` with BM25's scores, the highest first."""
@@ -84,17 +90,23 @@ class Retriever:
         return sorted(((index, float(score)) for index, score in enumerate(scores)), key=lambda pair: -pair[1])
 
     def select(self, question: str, budget: int, mark: Sequence[int], rerank: Rerank | None = None) -> Selection:
-        """The `count` best pieces that fit `budget` tokens, with `mark` where text is left out between them."""
+        """The `count` best pieces that fit `budget` tokens, with `mark` where text is left out between them.
+
+        Of these only such as are at most `margin` nats behind the first: where that one is clearly the best, the others disturb.
+        """
         kept: list[Piece] = []
         tokens: list[int] = []
-        for piece in self.reranked(question, rerank):
-            if self._settings.count is not None and len(kept) >= self._settings.count:
+        count, margin, least = self._settings.count, self._settings.margin, -math.inf
+        for index, score in self._judged(question, rerank):
+            if (count is not None and len(kept) >= count) or score < least:
                 break
-            wider = self._join([*kept, piece], mark)
+            wider = self._join([*kept, self.pieces[index]], mark)
             if len(wider) <= budget:
-                kept.append(piece)
+                if not kept and count is not None and margin is not None:
+                    least = score - margin
+                kept.append(self.pieces[index])
                 tokens = wider
-            elif self._settings.count is None:
+            elif count is None:
                 break  # as many as fit: the next ones are worse, not shorter
         return Selection(tokens, tuple(" ".join(self._text[slice(*piece.core)].split()) for piece in kept))
 
