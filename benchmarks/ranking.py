@@ -8,9 +8,9 @@ Prints the share of questions whose evidence is the first sentence, among the fi
 rank. "adapter, BM25" is what `answering.context=retrieve` does. The base model ranks too, as the control for what the adapter
 learnt. Evidence that is in no single sentence, or not among the candidates, counts as not found by anybody.
 
-With --shown: for several numbers of sentences and of neighbours, with and without a margin, by the adapter's ranking, how often the evidence is in the
-window, and what the model answers then, greedy, with `answering.strength_with_text` of the adapter: token F1 (SQuAD's rule), NLL
-of the expected answer in nats a token, and, for the demo, right answers. --out appends the rows as JSON.
+With --shown: for several numbers of sentences and of neighbours, with and without a margin, by the adapter's ranking, how often
+the evidence is in the window, and what the model answers then, greedy, with `answering.strength_with_text` of the adapter: token
+F1 (SQuAD's rule), NLL of the expected answer in nats a token, and, for the demo, right answers. --out appends the rows as JSON.
 """
 
 from __future__ import annotations
