@@ -113,12 +113,7 @@ def _compare_shown(
             flush=True,
         )
         if out:
-            row = {
-                "document": document.title,
-                "questions": len(rows),
-                "count": count,
-                "neighbours": neighbours,
-            } | figures
+            row = {"document": document.title, "questions": len(rows)} | setting | figures
             row |= {"config": config.model_dump(mode="json"), "machine": describe_machine(model.device, model.dtype)}
             with Path(out).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
