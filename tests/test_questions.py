@@ -19,7 +19,8 @@ from test_cli import book as book  # a fixture
 from test_cli import talker as talker  # a fixture
 
 DOCUMENT = Document(title="Corriden", text=TEXT)
-CONFIG = load_config(None, SMALL[1::2])
+# more text than the default shows, so that what a random model answers depends on the question
+CONFIG = load_config(None, [*SMALL[1::2], "answering.retrieval.neighbours=1", "answering.retrieval.margin=null"])
 ROWS = [
     {"id": 7, "question": "Who rang the bell?", "expected": "Oswin"},
     {"question": "When?", "of": {"day": 3}},
