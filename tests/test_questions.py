@@ -20,7 +20,8 @@ from test_cli import talker as talker  # a fixture
 
 DOCUMENT = Document(title="Corriden", text=TEXT)
 # more text than the default shows, so that what a random model answers depends on the question
-CONFIG = load_config(None, [*SMALL[1::2], "answering.retrieval.neighbours=1", "answering.retrieval.margin=null"])
+SETTINGS = [*SMALL[1::2], "answering.retrieval.neighbours=1", "answering.retrieval.margin=null"]
+CONFIG = load_config(None, SETTINGS)
 ROWS = [
     {"id": 7, "question": "Who rang the bell?", "expected": "Oswin"},
     {"question": "When?", "of": {"day": 3}},
@@ -105,7 +106,7 @@ def test_out_holds_what_is_returned_and_no_partial_file_stays(model: Model, tmp_
 def test_an_interrupted_run_answers_only_the_rest(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    out, one_by_one = tmp_path / "a.jsonl", load_config(None, [*SMALL[1::2], "answering.batch_tokens=1"])
+    out, one_by_one = tmp_path / "a.jsonl", load_config(None, [*SETTINGS, "answering.batch_tokens=1"])
     whole = answer_rows(model, None, ROWS, document=DOCUMENT, config=CONFIG)
     with pytest.raises(error):
         answer_rows(model, None, ROWS, document=DOCUMENT, config=one_by_one, out=out, on_answer=stop_after(2, error))
@@ -160,9 +161,9 @@ def test_another_run_starts_anew(model: Model, tmp_path: Path, monkeypatch: pyte
     if change == "rows":
         rows = [*ROWS[:-1], {"question": "Where?"}]
     elif change == "settings":
-        config = load_config(None, [*SMALL[1::2], "answering.max_new_tokens=3"])
+        config = load_config(None, [*SETTINGS, "answering.max_new_tokens=3"])
     elif change == "seed":
-        config = load_config(None, [*SMALL[1::2], "seed=1"])
+        config = load_config(None, [*SETTINGS, "seed=1"])
     elif change == "document":
         document = Document(title="Another", text=TEXT)
     else:
