@@ -56,17 +56,20 @@ def main() -> None:
     retriever = Retriever(document.text, model.encode, settings)
     judges = {"base model": _remembered(model, document, None), "adapter": _remembered(model, document, adapter.id)}
     ranks: dict[str, list[int | None]] = {name: [] for name in ("BM25", *judges, *(f"{name}, BM25" for name in judges))}
+    alone: dict[bool, list[bool]] = {True: [], False: []}  # is the best far ahead? → is it right?
     for row in rows:
         question, evidence = row["question"], " ".join(row["evidence"].split())
+        sources = retriever.select(question, model.window, [0], judges["adapter"]).sources
+        alone[len(sources) == 1].append(sources[0] in evidence)
         candidates = retriever.ranked(question)[: arguments.candidates]
         orders = {"BM25": candidates}
         for name, judge in judges.items():
             nats = judge(question, [document.text[slice(*piece.core)] for piece in candidates])
-            alone = sorted(range(len(candidates)), key=lambda place: -nats[place])
-            orders[name] = [candidates[place] for place in alone]
+            order = sorted(range(len(candidates)), key=lambda place: -nats[place])
+            orders[name] = [candidates[place] for place in order]
             orders[f"{name}, BM25"] = retriever.reranked(question, judge)[: arguments.candidates]
-        for name, order in orders.items():
-            found = (" ".join(document.text[slice(*piece.core)].split()) in evidence for piece in order)
+        for name, pieces in orders.items():
+            found = (" ".join(document.text[slice(*piece.core)].split()) in evidence for piece in pieces)
             ranks[name].append(next((place for place, right in enumerate(found, 1) if right), None))
     print(
         f"{document.title}: {len(rows)} questions, {arguments.candidates} candidates of {len(retriever.pieces)} sentences"
@@ -76,6 +79,10 @@ def main() -> None:
         shares = [sum(rank is not None and rank <= cut for rank in places) / len(places) for cut in _CUTS]
         reciprocal = sum(1 / rank for rank in places if rank) / len(places)
         print(f"{name:<17}" + "".join(f"  {share:>7.2f}" for share in shares) + f"  {reciprocal:>6.3f}")
+    print(
+        f"adapter, BM25: {len(alone[True])} sentences lead by over {settings.margin:g} nats, {sum(alone[True])} of them right; "
+        f"of the {len(alone[False])} others {sum(alone[False])}"
+    )
 
 
 def _arguments() -> argparse.Namespace:
