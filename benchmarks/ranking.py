@@ -22,18 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recipe import load_questions, token_f1
+from recipe import load_questions, read_answers, token_f1
 
 from liftlm import Adapter, Document, Library, LiftConfig, load_config, load_model
 from liftlm.adapters import use_adapter
 from liftlm.config import RetrievalConfig
 from liftlm.demo import is_right
 from liftlm.devices import describe_machine
-from liftlm.examples import answer_example
-from liftlm.generating import Prompt, generate
 from liftlm.likelihood import Ranker
 from liftlm.models import Model
-from liftlm.prompts import question_turn, render_prompt
 from liftlm.retrieval import Rerank, Retriever
 
 _CUTS = (1, 2, 3, 5)
@@ -136,20 +133,9 @@ def _read(
     config: LiftConfig,
 ) -> dict[str, Any]:
     """What the adapter makes of the text that is shown (token ids) for each question."""
-    tokenizer, title = model.tokenizer, document.title
-    shown = [" ".join(tokenizer.decode(tokens).split()) for tokens in found]
-    nlls, answers = [], {}
+    shown = [" ".join(model.tokenizer.decode(tokens).split()) for tokens in found]
     with use_adapter(model, adapter.id, strength=config.answering.strength_with_text):
-        for row, tokens in zip(rows, found, strict=True):
-            example = answer_example(tokenizer, title, row["question"], row["answer"], model.window, tokens)
-            assert example is not None, "the question fills the window"
-            loss = model.loss_sum(torch.tensor([example.tokens[:-1]]), torch.tensor([example.labels[:-1]]))
-            nlls.append(float(loss) / (example.targets - 1))  # the end of the answer is not counted
-        turns = [question_turn(tokenizer, title, row["question"], t) for row, t in zip(rows, found, strict=True)]
-        prompts = [Prompt(render_prompt(tokenizer, [turn]), "shown") for turn in turns]
-        for text in generate(model, prompts, config.answering, 0):
-            answers[text.index] = text.text
-    said = [answers[index] for index in range(len(rows))]
+        nlls, said = read_answers(model, document.title, rows, found, config.answering)
     scores = [token_f1(text, row["answer"]) for text, row in zip(said, rows, strict=True)]
     return {
         "evidence_shown": sum(" ".join(r["evidence"].split()) in text for r, text in zip(rows, shown, strict=True)),

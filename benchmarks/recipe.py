@@ -29,6 +29,7 @@ import torch
 
 from liftlm import Document, Library, LiftConfig, absorb, load_config, load_document, load_model
 from liftlm.adapters import use_adapter
+from liftlm.config import AnsweringConfig
 from liftlm.context import cut_out_middle
 from liftlm.demo import is_right, load_demo
 from liftlm.devices import describe_machine
@@ -179,27 +180,36 @@ def _measure_way(
     model: Model, way: str, document: Document, rows: list[dict[str, Any]], measured: dict[str, Any]
 ) -> list[str]:
     contexts = [_context(model, way, document, row) for row in rows]
-    nlls = []
-    for row, context in zip(rows, contexts, strict=True):
-        example = answer_example(model.tokenizer, document.title, row["question"], row["answer"], model.window, context)
-        assert example is not None, "the question fills the window"
-        loss = model.loss_sum(torch.tensor([example.tokens[:-1]]), torch.tensor([example.labels[:-1]]))
-        nlls.append(float(loss) / (example.targets - 1))  # the end of the answer is not counted
-    prompts = [
-        Prompt(
-            render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, row["question"], c)]), way
-        )
-        for row, c in zip(rows, contexts, strict=True)
-    ]
     settings = load_config(None, ["answering.max_new_tokens=40"]).answering
-    said = {text.index: text.text for text in generate(model, prompts, settings, 0)}
-    answers = [said[index] for index in range(len(rows))]
+    nlls, answers = read_answers(model, document.title, rows, contexts, settings)
     measured[f"{way}_nll"] = sum(nlls) / len(nlls)
     scores = [token_f1(text, row["answer"]) for text, row in zip(answers, rows, strict=True)]
     measured[f"{way}_f1"] = 100 * sum(scores) / len(scores)
     if "keys" in rows[0]:
-        measured[f"{way}_right"] = sum(is_right(text, row) for text, row in zip(answers, rows, strict=True))
+        measured[f"{way}_right"] = sum(map(is_right, answers, rows))
     return answers
+
+
+def read_answers(
+    model: Model,
+    title: str,
+    rows: list[dict[str, Any]],
+    contexts: list[list[int]],
+    settings: AnsweringConfig,
+) -> tuple[list[float], list[str]]:
+    """Of each question with its text in the window (token ids), as the adapter that is on has it: nats a token of the expected
+    answer, its end not counted, and the answer generated."""
+    tokenizer = model.tokenizer
+    nlls = []
+    for row, context in zip(rows, contexts, strict=True):
+        example = answer_example(tokenizer, title, row["question"], row["answer"], model.window, context)
+        assert example is not None, "the question fills the window"
+        loss = model.loss_sum(torch.tensor([example.tokens[:-1]]), torch.tensor([example.labels[:-1]]))
+        nlls.append(float(loss) / (example.targets - 1))
+    turns = [question_turn(tokenizer, title, row["question"], c) for row, c in zip(rows, contexts, strict=True)]
+    prompts = [Prompt(render_prompt(tokenizer, [turn]), "asked") for turn in turns]
+    said = {text.index: text.text for text in generate(model, prompts, settings, 0)}
+    return nlls, [said[index] for index in range(len(rows))]
 
 
 def _context(model: Model, way: str, document: Document, row: dict[str, Any]) -> list[int]:
