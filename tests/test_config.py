@@ -158,7 +158,7 @@ def test_keys_that_are_not_names(text: str, tmp_path: Path) -> None:
         ("training=[1]", "group of settings"),
         ("adapter.kind=gated", "'lora', 'full', 'gated-memory' or 'prefix'"),
         ("answering.strength_with_text=2", "less than or equal to 1"),
-        ("tasks.show=all", "'passage' or 'truncate'"),
+        ("tasks.show=all", "'passage', 'retrieve' or 'truncate'"),
         ("tasks.teacher_weight=1.5", "less than or equal to 1"),
         ("adapter.initialization=zero", "'pissa' or 'olora'"),
         ("answering.context=all", "'none', 'truncate' or 'retrieve'"),

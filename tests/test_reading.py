@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liftlm import Document, LiftConfig, Model, answer_all, load_config
-from liftlm.examples import NO_LOSS, Example, pack_row
+from liftlm.config import RetrievalConfig
+from liftlm.distilling import task_examples
+from liftlm.examples import NO_LOSS, Example, make_task_examples, pack_row
 from liftlm.prompts import answer_end, question_turn, render_prompt
-from liftlm.reading import Passage, split_into_passages, with_head_and_tail, with_passages
+from liftlm.reading import Passage, split_into_passages, with_head_and_tail, with_text
+from liftlm.retrieval import Retriever
 from liftlm.tasks import Task
 from liftlm.tasks.sentences import split_into_sentences
 
@@ -112,7 +116,7 @@ def test_a_task_across_passages_is_in_none() -> None:
 
 
 def test_tasks_are_shown_with_text_around_their_evidence(model: Model) -> None:
-    made = with_passages(model, DOCUMENT, TASKS, config())
+    made = with_text(model, DOCUMENT, TASKS, config())
     before: set[int] = set()
     for example in made:
         task = check_is_asked_as_in_answering(model, example)
@@ -124,38 +128,72 @@ def test_tasks_are_shown_with_text_around_their_evidence(model: Model) -> None:
 
 def test_what_is_shown_does_not_depend_on_what_arrives_together(model: Model) -> None:
     """A resumed run gets the tasks in other portions, and must make the same examples of them."""
-    for more in ([], ["tasks.show=truncate"]):
+    for more in ([], ["tasks.show=retrieve"], ["tasks.show=truncate"]):
         settings = config("tasks.reading=0.5", *more)
-        at_once = with_passages(model, DOCUMENT, TASKS, settings)
+        at_once = with_text(model, DOCUMENT, TASKS, settings)
         portions = [TASKS[:1], TASKS[1:2], TASKS[2:9], [], TASKS[9:]]
-        assert [e for tasks in portions for e in with_passages(model, DOCUMENT, tasks, settings)] == at_once
+        assert [e for tasks in portions for e in with_text(model, DOCUMENT, tasks, settings)] == at_once
         assert 0 < len(at_once) < len(TASKS)
-        assert with_passages(model, DOCUMENT, TASKS, config("tasks.reading=0.5", "seed=1", *more)) != at_once
+        assert with_text(model, DOCUMENT, TASKS, config("tasks.reading=0.5", "seed=1", *more)) != at_once
 
 
 @pytest.mark.parametrize("share", [0, 0.25, 0.5, 1])
 def test_so_many_are_shown(share: float, model: Model) -> None:
     tasks = [Task(f"{number}?", "a", "who", 0, 9) for number in range(400)]
-    made = with_passages(model, DOCUMENT, tasks, config(f"tasks.reading={share}", "tasks.passage_characters=20"))
+    made = with_text(model, DOCUMENT, tasks, config(f"tasks.reading={share}", "tasks.passage_characters=20"))
     assert len(made) == pytest.approx(400 * share, abs=4 * (400 * share * (1 - share)) ** 0.5)
 
 
 def test_examples_with_different_text_share_nothing(model: Model) -> None:
     """They are packed in one row, where a wrong beginning would be shown to all."""
-    for more in ([], ["tasks.show=truncate"]):
-        made = with_passages(model, DOCUMENT, TASKS, config(*more))
+    for more in ([], ["tasks.show=retrieve"], ["tasks.show=truncate"]):
+        made = with_text(model, DOCUMENT, TASKS, config(*more))
         assert {example.group for example in made} == {"passages"} and {example.shared for example in made} == {0}
         row = pack_row(made)
         assert row.tokens == [token for example in made for token in example.tokens]
 
 
+def test_tasks_are_shown_among_what_is_found_for_their_question(model: Model) -> None:
+    """In the document's order, parted as in answering: the evidence among none to three of BM25's best."""
+    retriever = Retriever(TEXT, model.encode, RetrievalConfig())
+    numbers = Counter[int]()
+    for example in with_text(model, DOCUMENT, TASKS, config("tasks.show=retrieve")):
+        task = check_is_asked_as_in_answering(model, example)
+        text, _ = shown(model, example)
+        pieces = [TEXT[piece.start : piece.end] for piece in retriever.ranked(task.question)]
+        evidence = [
+            piece for piece in pieces if piece in TEXT[task.start : task.end] or TEXT[task.start : task.end] in piece
+        ]
+        others = [piece for piece in pieces if piece not in evidence]
+        in_text = [piece for piece in others if piece in text]
+        assert evidence and all(piece in text for piece in evidence)
+        assert in_text == others[: len(in_text)], "others than the best were shown"
+        numbers[len(in_text)] += 1
+        places = [TEXT.index(part.strip()) for part in text.split("\n...\n")]
+        assert places == sorted(places)
+        left = text
+        for piece in [*evidence, *in_text]:
+            left = left.replace(piece, "")
+        assert set(left) <= set(". \n"), "something else was shown"
+    assert set(numbers) == {0, 1, 2, 3}
+    given = with_text(model, DOCUMENT, TASKS, config("tasks.show=retrieve"), retriever=retriever)
+    assert given == with_text(model, DOCUMENT, TASKS, config("tasks.show=retrieve"))
+
+
+def test_with_tasks_that_are_there_at_once_the_same_is_shown(model: Model) -> None:
+    settings = config("tasks.show=retrieve")
+    examples, soft = task_examples(model, DOCUMENT, TASKS, settings)
+    assert soft is None and examples[-len(TASKS) :] == with_text(model, DOCUMENT, TASKS, settings)
+    assert examples[: -len(TASKS)] == make_task_examples(TASKS, model.tokenizer, DOCUMENT.title, model.window)
+
+
 def test_long_evidence_is_shown_whole_and_what_does_not_fit_is_left_out(model: Model) -> None:
     whole = Task("Who rang?", "Oswin.", "who", 0, len(TEXT))
     model.window = 2000
-    (example,) = with_passages(model, DOCUMENT, [whole], config("tasks.passage_characters=5"))
+    (example,) = with_text(model, DOCUMENT, [whole], config("tasks.passage_characters=5"))
     assert shown(model, example)[0] == TEXT
     model.window = 300
-    assert with_passages(model, DOCUMENT, [whole], config()) == []
+    assert with_text(model, DOCUMENT, [whole], config()) == []
 
 
 # --- head and tail ----------------------------------------------------------------------------------------------------

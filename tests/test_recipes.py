@@ -62,17 +62,24 @@ def test_the_first_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def write(model: Model, prompts: Sequence[Prompt], settings: Any, seed: int) -> Iterator[Generated]:
         asked.extend(prompts)
         for index, prompt in enumerate(prompts):
-            words = model.decode(prompt.tokens).partition("Sentence: ")[2].split()
-            yield Generated(index, f" Who carried {words[2]} sacks?\nAnswer: {words[0]}", 9, 0.1, True)
+            words = model.decode(prompt.tokens).rpartition("Sentence: ")[2].split()
+            yield Generated(index, f"Who carried {words[2]} sacks?", 9, 0.1, True)
+
+    class Judge:
+        def __init__(self, model: Model, title: str) -> None: ...
+
+        def relevance(self, question: str, sentences: Sequence[str]) -> list[float]:
+            return [9.0 if set(question.split()) & set(text.split()[2:3]) else 0.0 for text in sentences]
 
     monkeypatch.setattr(liftlm.writing, "generate", write)
+    monkeypatch.setattr(liftlm.writing, "Ranker", Judge)
     seen: list[StepMetrics] = []
     model = load_model(str(folder))
     adapter, new = Library().absorb_once(document, model, load_config(CONFIGS / "lift-v1.yaml"), on_step=seen.append)
     assert new
     assert len(asked) == 10
     assert all(
-        model.decode(prompt.tokens).partition("Sentence: ")[2].partition("\n\n")[0].count(".") == 16 for prompt in asked
+        model.decode(prompt.tokens).rpartition("Sentence: ")[2].partition("\n")[0].count(".") == 16 for prompt in asked
     )
     assert 1 <= adapter.tasks <= 10  # runs drawn twice give the same task, which is a duplicate
     assert {step.learning_rate for step in seen} == {1e-5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,16 @@ from liftlm import Document, LiftConfig, Model, absorb, load_config, load_model
 from liftlm.adapters import attach_adapter, use_adapter
 from liftlm.errors import ConfigError, InterruptedWorkError, TerminatedWorkError, WriterUnreachableError
 from liftlm.generating import Generated, Prompt
+from liftlm.likelihood import Ranker
 from liftlm.models import Model as ModelClass
-from liftlm.reading import with_passages
+from liftlm.prompts import Turn, encode_text, render_prompt
+from liftlm.reading import with_text
 from liftlm.tasks import Task, read_tasks_file
 from liftlm.tasks.extractive import write_extractive_tasks
 from liftlm.tasks.filters import filter_tasks
-from liftlm.tasks.sentences import split_into_sentences
+from liftlm.tasks.replies import make_requests
+from liftlm.tasks.self_written import self_request
+from liftlm.tasks.sentences import Sentence, split_into_sentences
 from liftlm.training import StepMetrics
 from liftlm.writing import ArrivingTasks
 from test_tasks_llm import document as sentences
@@ -285,8 +291,8 @@ def test_a_server_that_is_not_named_is_said() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its tokens are letters: a request about a sentence takes some 600."""
-    return save_model(tmp_path_factory.mktemp("models") / "writer", window=2048, seed=1)
+    """Its tokens are letters: a request about a sentence takes some 1,800."""
+    return save_model(tmp_path_factory.mktemp("models") / "writer", window=4096, seed=1)
 
 
 Reply = Callable[[str], str]
@@ -302,26 +308,57 @@ class Stub:
 
     def __call__(self, model: Model, prompts: Sequence[Prompt], settings: Any, seed: int) -> Iterator[Generated]:
         shown = [model.decode(prompt.tokens) for prompt in prompts]
-        assert all(text.endswith("Question:") for text in shown)
         assert all(len(prompt.tokens) + settings.max_new_tokens <= model.window for prompt in prompts)
-        self.calls.append([text.partition("Sentence: ")[2].partition("\n")[0] for text in shown])
+        assert len({prompt.group for prompt in prompts}) == 1 and settings.temperature > 0
+        self.calls.append([text.rpartition("Sentence: ")[2].partition("\n")[0] for text in shown])
         self.seen.append(self._look(model))
         for index in reversed(range(len(prompts))):
             yield Generated(index, self._reply(self.calls[-1][index]), 9, 0.1, True)
 
 
-def answer_well(sentence: str) -> str:
-    """As the model would go on after "Question:"."""
-    name, number = sentence.split()[0], sentence.split()[2]
-    return f" Who carried {number} sacks?\nAnswer: {name}\nQuestion: How many sacks did {name} carry?\nAnswer: {number} sacks"
+class Judge:
+    """Stands for the ranker: a question speaks of the sentence whose number it names, or is as it is told."""
+
+    def __init__(self, nats: float = 9.0) -> None:
+        self.nats = nats
+        self.title = ""
+
+    def __call__(self, model: Model, title: str) -> Judge:
+        self.title = title
+        return self
+
+    def relevance(self, question: str, sentences: Sequence[str]) -> list[float]:
+        return [self.nats if set(question.split()) & set(sentence.split()[2:3]) else -1.0 for sentence in sentences]
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Judge:
+    judge = Judge()
+    monkeypatch.setattr(liftlm.writing, "Ranker", judge)
+    return judge
+
+
+def asks_well(sentence: str) -> str:
+    """Another question each time that it is asked about a sentence."""
+    _asked[sentence] += 1
+    return f"Who carried {sentence.split()[2]} sacks {_TIMES[_asked[sentence] - 1]}? Nobody knows."
+
+
+_TIMES = ("by day", "by night", "at noon", "on foot")
+_asked: Counter[str] = Counter()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_asked_yet() -> None:
+    _asked.clear()
 
 
 def test_the_model_writes_batch_by_batch_in_the_order_of_the_text(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: Judge
 ) -> None:
     text = sentences(40)
     document = Document(title="The mill", text=text)
-    stub = Stub(answer_well)
+    stub = Stub(asks_well)
     monkeypatch.setattr(liftlm.writing, "generate", stub)
     model = load_model(str(folder))
     with arriving(config("self"), tmp_path, model=model, document=document) as tasks:
@@ -331,44 +368,91 @@ def test_the_model_writes_batch_by_batch_in_the_order_of_the_text(
         second = tasks.poll(wait=True)
         assert len(stub.calls) == 2 and kept(tmp_path) == first + second
     found = [sentence.text for sentence in split_into_sentences(text)]
-    assert stub.calls == [found[:16], found[16:32]]
-    assert [(t.question, t.answer) for t in first[:2]] == [
-        ("Who carried 20 sacks?", "Anna"),
-        ("How many sacks did Anna carry?", "20 sacks"),
-    ]
+    assert stub.calls == [[s for s in batch for _ in range(2)] for batch in (found[:16], found[16:32])]
+    assert judged.title == "The mill"
+    assert {(t.question, t.answer, t.kind) for t in first[:2]} == {
+        (f"Who carried 20 sacks {time}?", found[0], "who") for time in ("by day", "by night")
+    }
+    assert all(text[t.start : t.end] == t.answer for t in first + second)
     # the rest in a second run: only the batch that was the last may lack something
     path = tmp_path / "tasks.jsonl"
     path.write_bytes(path.read_bytes()[:-30])
+    _asked.clear()
     with arriving(config("self"), tmp_path, model=model, document=document) as tasks:
         assert tasks.poll() == (first + second)[:-1]
         rest = tasks.all()
-    assert stub.calls[2:] == [found[16:32], found[32:]]
+    assert [sorted(set(call)) for call in stub.calls[2:]] == [sorted(found[16:32]), sorted(found[32:])]
     assert rest[0] == second[-1] and len(rest) == 1 + 16
     assert kept(tmp_path) == first + second + rest[1:] == sorted(kept(tmp_path), key=lambda task: task.start)
 
 
-def test_what_the_model_writes_is_filtered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_questions_that_speak_of_their_sentence_are_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, judged: Judge
+) -> None:
+    """And a sentence is asked about once more where a first round brought too few."""
+
     def reply(sentence: str) -> str:
-        return answer_well(sentence) if sentence.startswith("Bert") else " Who carried the sacks?\nAnswer: Napoleon"
+        name = sentence.split()[0]
+        said = {"Anna": "Nobody?", "Bert": "Who carried sacks to Vienna?", "Carla": "Who carried the sacks?"}
+        return said.get(name) or (asks_well(sentence) if name != "Dirk" else "Who carried 23 sacks?")
 
-    monkeypatch.setattr(liftlm.writing, "generate", Stub(reply))
-    with arriving(config("self"), model=load_model(str(folder))) as tasks:
-        assert [task.question for task in tasks.all()] == ["Who carried 21 sacks?", "How many sacks did Bert carry?"]
-        assert tasks.dropped == {"unanswerable": 11}
+    stub = Stub(reply)
+    monkeypatch.setattr(liftlm.writing, "generate", stub)
+    document = Document(title="x", text=sentences(5))
+    with arriving(config("self"), model=load_model(str(folder)), document=document) as tasks:
+        questions = [task.question for task in tasks.all()]
+        assert questions == [
+            "Who carried 23 sacks?",
+            *(f"Who carried 24 sacks {time}?" for time in ("by night", "by day")),
+        ]
+        assert tasks.dropped == {
+            "malformed": 4,
+            "names what the document does not": 4,
+            "about something else": 4,
+        }
+    names = [[sentence.split()[0] for sentence in call] for call in stub.calls]
+    asked = ["Anna", "Anna", "Bert", "Bert", "Carla", "Carla", "Dirk"]
+    assert names == [[*asked, "Dirk", "Edda", "Edda"], asked]
+    judged.nats = 7.9
+    _asked.clear()
+    with arriving(config("self"), model=load_model(str(folder)), document=document) as tasks:
+        assert tasks.all() == []
 
 
-def test_a_request_that_takes_half_of_the_window_is_not_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_sentences_the_one_that_is_meant_is_the_answer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, judged: Judge
+) -> None:
+    monkeypatch.setattr(liftlm.writing, "generate", Stub(lambda sentences: "Who was it that carried 22 sacks?"))
+    text = sentences(8)
+    settings = config("self", "tasks.sentences_together=4", "tasks.per_sentence=1")
+    with arriving(settings, model=load_model(str(folder)), document=Document(title="x", text=text)) as tasks:
+        (task,) = tasks.all()
+        assert text[task.start : task.end] == task.answer == split_into_sentences(text)[2].text
+        assert tasks.dropped == {"about something else": 2}
+
+
+def test_a_request_that_leaves_no_room_for_a_question_is_not_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, judged: Judge
+) -> None:
     model = load_model(str(folder))
     text = sentences(5).replace("Anna carried", f"Anna of {'X' * 600} carried").replace("Dirk", "Dirk" * 150)
-    stub = Stub(answer_well)
+    stub = Stub(asks_well)
     monkeypatch.setattr(liftlm.writing, "generate", stub)
     monkeypatch.setattr("liftlm.tasks.self_written._CONTEXT", 1)
-    model.window = 1400
+    (asked,) = {
+        len(
+            render_prompt(
+                model.tokenizer, [Turn(role, tuple(encode_text(model.tokenizer, part))) for role, part in turns]
+            )
+        )
+        for request in make_requests(sentences(1))
+        for turns in [list(zip(itertools.cycle(["user", "assistant"]), self_request(request), strict=False))]
+    }
+    model.window = asked + 150
     with arriving(config("self"), model=model, document=Document(title="x", text=text)) as tasks:
         found = tasks.all()
-    assert [sentence.split()[0] for sentence in stub.calls[0]] == ["Bert", "Carla", "Edda"]
+    assert [sentence.split()[0] for sentence in stub.calls[0][::2]] == ["Bert", "Carla", "Edda"]
     assert [text[task.start : task.end].split()[0] for task in found[::2]] == ["Bert", "Carla", "Edda"]
-    assert [task.answer for task in found[::2]] == ["Bert", "Carla", "Edda"]
     model.window = 400
     with arriving(config("self"), model=model, document=Document(title="x", text=text)) as tasks:
         assert tasks.all() == [] and len(stub.calls) == 1
@@ -394,10 +478,16 @@ def test_the_bare_model_writes_and_all_is_put_back(
     def reply(sentence: str) -> str:
         if fails:
             raise RuntimeError("out of breath")
-        return answer_well(sentence)
+        return asks_well(sentence)
+
+    class Looks(Judge):
+        def relevance(self, question: str, sentences: Sequence[str]) -> list[float]:
+            stub.seen.append(look(model))
+            return super().relevance(question, sentences)
 
     stub = Stub(reply, look)
     monkeypatch.setattr(liftlm.writing, "generate", stub)
+    monkeypatch.setattr(liftlm.writing, "Ranker", Looks())
     with use_adapter(model, "x", training=True), arriving(config("self"), model=model) as tasks:
         model.network.train(training)
         with torch.no_grad():
@@ -411,8 +501,8 @@ def test_the_bare_model_writes_and_all_is_put_back(
         assert all(parameter.requires_grad for parameter in model.adapters["x"].parameters().values())
         with torch.no_grad():
             assert torch.equal(model.network(probe).logits, on) and not torch.allclose(on, bare, atol=0.1)
-    ((trained, logits),) = stub.seen
-    assert not trained and torch.equal(logits, bare)
+    assert len(stub.seen) == (1 if fails else 1 + 24)
+    assert all(not trained and torch.equal(logits, bare) for trained, logits in stub.seen)
 
 
 @pytest.mark.parametrize(("family", "window"), [("llama", 256), ("gpt2", 256), ("gpt2", 1536)])
@@ -424,38 +514,47 @@ def test_a_real_model_that_writes_nonsense(family: str, window: int, tmp_path: P
         assert tasks.all() == [] and tasks.finished and not model.network.training
 
 
-def test_a_real_model_is_asked_and_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text of each reply, of requests of different lengths, goes to its own sentence."""
+def test_a_real_model_is_asked_and_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said to each request, of requests of different lengths, goes to its own sentence; and the judge is the ranker."""
     model = load_model(str(folder))
-    replies: dict[str, str] = {}
+    replies: dict[str, list[str]] = {}
     generate = liftlm.writing.generate
 
     def listen(model: Model, prompts: Sequence[Prompt], settings: Any, seed: int) -> Iterator[Generated]:
         for said in generate(model, prompts, settings, seed):
-            replies[model.decode(prompts[said.index].tokens).partition("Sentence: ")[2].partition("\n")[0]] = said.text
+            sentence = model.decode(prompts[said.index].tokens).rpartition("Sentence: ")[2].partition("\n")[0]
+            replies.setdefault(sentence, []).append(said.text)
             yield said
 
     read: list[tuple[str, str]] = []
+
+    def take(said: str, sentences: Sequence[Sentence], known: set[str], judge: Any, dropped: Any) -> None:
+        read.append((sentences[0].text, said))
+        (nats,) = judge("Who rang the bell?", [sentences[0].text])
+        assert nats == Ranker(model, "x").relevance("Who rang the bell?", [sentences[0].text])[0]
+
     monkeypatch.setattr(liftlm.writing, "generate", listen)
-    monkeypatch.setattr("liftlm.tasks.self_written.read_reply", lambda text, most: read.append(text) or None)  # type: ignore[func-returns-value]
-    monkeypatch.setattr(liftlm.writing, "_SELF_TOKENS", 6)
+    monkeypatch.setattr("liftlm.tasks.self_written._task", take)
+    monkeypatch.setattr(liftlm.writing, "_QUESTION_TOKENS", 6)
     with arriving(config("self"), model=model, document=Document(title="x", text=sentences(4))) as tasks:
         assert tasks.all() == []
-    assert read == [f"Question: {replies[s.text]}" for s in split_into_sentences(sentences(4))] and len(set(read)) == 4
+    found = split_into_sentences(sentences(4))
+    assert [sentence for sentence, _ in read[:8]] == [s.text for s in found for _ in range(2)]
+    assert all(said in replies[sentence] for sentence, said in read) and len({said for _, said in read}) > 4
 
 
 # --- examples of them -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("show", ["passage", "truncate"])
+@pytest.mark.parametrize("show", ["passage", "retrieve", "truncate"])
 def test_examples_do_not_depend_on_what_arrived_together(show: str, folder: Path) -> None:
     """Nor are two taken for alike that show different text (regression: rows with head and tail were packed as one)."""
     model = load_model(str(folder))
     model.window = 400
     settings = config("llm", "tasks.reading=0.6", f"tasks.show={show}", "tasks.passage_characters=150")
     tasks = write_extractive_tasks(TEXT, 3)
-    together = with_passages(model, DOCUMENT, tasks, settings)
-    assert together == [e for task in tasks for e in with_passages(model, DOCUMENT, [task], settings)]
+    together = with_text(model, DOCUMENT, tasks, settings)
+    assert together == [e for task in tasks for e in with_text(model, DOCUMENT, [task], settings)]
     share = len(together) / len(tasks)
     assert 0.4 < share < 0.8 and len({len(e) for e in together}) > 1
     for example in together:
@@ -467,8 +566,8 @@ def test_examples_do_not_depend_on_what_arrived_together(show: str, folder: Path
         if show == "passage":
             (task,) = [t for t in tasks if f"\nQuestion: {t.question.strip()}\n" in shown.replace("<|im_end|>", "\n")]
             assert TEXT[task.start : task.end] in shown.partition("\n\nPlease answer")[0] or len(example) == 400
-    others = with_passages(model, DOCUMENT, tasks, settings.model_copy(update={"seed": 1}))
-    assert others != together and with_passages(model, DOCUMENT, [], settings) == []
+    others = with_text(model, DOCUMENT, tasks, settings.model_copy(update={"seed": 1}))
+    assert others != together and with_text(model, DOCUMENT, [], settings) == []
 
 
 # --- all of it: absorbing while a server writes -----------------------------------------------------------------------
@@ -646,14 +745,15 @@ def bare_logits(model: Any) -> float:
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_training_is_not_disturbed_by_what_the_bare_model_writes(
-    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, judged: Judge
 ) -> None:
     """Between steps its adapter is off and dropout too; the result is that of a run in which all was written before."""
     recipe = [*SMALL, f"adapter.kind={kind}", "adapter.dropout=0.1", "tasks.mix=1", "training.epochs=1"]
     recipe += ["training.gradient_checkpointing=true", "tasks.reading=0.5"]
     found, calls = [], []
     for together in (100, 2):
-        stub = Stub(answer_well, bare_logits)
+        _asked.clear()
+        stub = Stub(asks_well, bare_logits)
         monkeypatch.setattr(liftlm.writing, "generate", stub)
         monkeypatch.setattr("liftlm.tasks.self_written._TOGETHER", together)
         found.append(absorbed(folder, config("self", *recipe))[1])

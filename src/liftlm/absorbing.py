@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liftlm.adapters import attach_adapter, remove_adapter, start_fingerprint
-from liftlm.config import LiftConfig
+from liftlm.config import LiftConfig, RetrievalConfig
 from liftlm.devices import join_processes
 from liftlm.distilling import task_examples
 from liftlm.documents import Document
@@ -19,7 +19,8 @@ from liftlm.errors import ConfigError, EmptyDocumentError
 from liftlm.examples import Example, make_examples, make_task_examples
 from liftlm.examples_on_disk import keep_on_disk
 from liftlm.models import Model
-from liftlm.reading import with_passages
+from liftlm.reading import with_text
+from liftlm.retrieval import Retriever
 from liftlm.rows import SoftTargets
 from liftlm.segments import split_into_segments
 from liftlm.storage import canonical_json
@@ -139,6 +140,8 @@ class _Feed:
     ) -> None:
         self._model, self._document, self._tokens = model, document, tokens
         self._config, self._arriving = config, arriving
+        by_question = config.tasks.show == "retrieve"
+        self._retriever = Retriever(document.text, model.encode, RetrievalConfig()) if by_question else None
         self.expected = round(arriving.expected * (1 + config.tasks.reading))
 
     @property
@@ -150,7 +153,7 @@ class _Feed:
         examples: list[Example] = []
         for task in self._arriving.poll(wait):  # one by one: a resumed run gets many at once and must number them alike
             examples += make_task_examples([task], model.tokenizer, self._document.title, model.window)
-            examples += with_passages(model, self._document, [task], self._config, self._tokens)
+            examples += with_text(model, self._document, [task], self._config, self._tokens, self._retriever)
         return examples
 
 

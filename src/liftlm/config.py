@@ -123,9 +123,9 @@ class TasksConfig(_Branch):
     mix: _Number | None = Field(default=None, ge=0, le=1)
     first_epoch: _Whole = Field(default=0, ge=0)  # tasks join after so many epochs of segments
     reading: _Number = Field(default=0.0, ge=0, le=1)  # share of the tasks that are also asked with text in the window
-    # that text: a passage around the evidence, with the base model as teacher of how to read it; or head and tail of the
-    # document as far as the window holds them (2502.14644)
-    show: Literal["passage", "truncate"] = "passage"
+    # that text: a passage around the evidence, with the base model as teacher of how to read it; the evidence among sentences
+    # that are found for the question; or head and tail of the document as far as the window holds them (2502.14644)
+    show: Literal["passage", "retrieve", "truncate"] = "passage"
     passage_characters: _Whole = Field(default=1000, ge=1)
     # context distillation: the teacher is the base model with the passage; 0 = next-token loss on the answer only
     teacher_weight: _Number = Field(default=0.0, ge=0, le=1)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from liftlm.config import AnsweringConfig
 from liftlm.retrieval import Rerank, Retriever
 
-_MARK = "\n...\n"  # where text is left out
+MARK = "\n...\n"  # where text is left out
 
 
 class WindowText:
@@ -52,7 +52,7 @@ class WindowText:
 
     @functools.cached_property
     def _mark(self) -> list[int]:
-        return self._encode(_MARK)
+        return self._encode(MARK)
 
     @functools.cached_property
     def _retriever(self) -> Retriever:

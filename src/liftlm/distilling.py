@@ -21,7 +21,7 @@ from liftlm.config import LiftConfig
 from liftlm.documents import Document
 from liftlm.examples import Example, answer_example, make_task_examples, share_beginning, split_step
 from liftlm.models import Model
-from liftlm.reading import split_into_passages, with_head_and_tail
+from liftlm.reading import split_into_passages, with_head_and_tail, with_text
 from liftlm.rows import SoftTargets, row_tensors
 from liftlm.storage import write_file
 from liftlm.tasks import Task
@@ -37,6 +37,9 @@ def task_examples(
     """
     settings, tokenizer, title = config.tasks, model.tokenizer, document.title
     draw = random.Random(f"{config.seed}/reading")
+    if settings.show == "retrieve":
+        examples = make_task_examples(tasks, tokenizer, title, model.window)
+        return examples + with_text(model, document, tasks, config), None
     if settings.show == "truncate" or not (settings.reading or settings.teacher_weight):
         shown = draw.sample(list(tasks), round(settings.reading * len(tasks)))
         examples = make_task_examples(tasks, tokenizer, title, model.window)

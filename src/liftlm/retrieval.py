@@ -100,7 +100,7 @@ class Retriever:
         for index, score in self._judged(question, rerank):
             if (count is not None and len(kept) >= count) or score < least:
                 break
-            wider = self._join([*kept, self.pieces[index]], mark)
+            wider = self.join([*kept, self.pieces[index]], mark)
             if len(wider) <= budget:
                 if not kept and count is not None and margin is not None:
                     least = score - margin
@@ -110,7 +110,8 @@ class Retriever:
                 break  # as many as fit: the next ones are worse, not shorter
         return Selection(tokens, tuple(" ".join(self._text[slice(*piece.core)].split()) for piece in kept))
 
-    def _join(self, pieces: Sequence[Piece], mark: Sequence[int]) -> list[int]:
+    def join(self, pieces: Sequence[Piece], mark: Sequence[int]) -> list[int]:
+        """Token ids of the pieces in the document's order, `mark` between those that do not follow each other."""
         tokens: list[int] = []
         for piece in self._merge(pieces):
             tokens += [*(mark if tokens else ()), *self._encode(self._text[piece.start : piece.end])]

@@ -18,6 +18,7 @@ from liftlm.adapters import use_adapter
 from liftlm.config import AnsweringConfig, LiftConfig
 from liftlm.documents import Document
 from liftlm.generating import Prompt, generate
+from liftlm.likelihood import Ranker
 from liftlm.models import Model
 from liftlm.pauses import pause
 from liftlm.prompts import Turn, encode_text, render_prompt
@@ -33,7 +34,7 @@ from liftlm.tasks.stream import TaskStream
 TASKS_FILE = "tasks.jsonl"
 _REPLIES_FILE = "replies.jsonl"  # the llm writer's own cache
 _LOOK_SECONDS = 0.1  # between two pauses while a server is waited for
-_SELF_TOKENS = 48  # of a question and its answer
+_QUESTION_TOKENS = 32  # that the self writer may take
 
 
 class ArrivingTasks:
@@ -47,7 +48,8 @@ class ArrivingTasks:
         folder: Path | None,
         given: Sequence[Task] | None,
     ) -> None:
-        self._text, self._model, self._config, self._folder, self._given = document.text, model, config, folder, given
+        self._text, self._title = document.text, document.title
+        self._model, self._config, self._folder, self._given = model, config, folder, given
         self.dropped: Counter[str] = Counter()  # by the filters' reasons
         # whether a language model writes them, so that training should not wait for all, and their worth is to be seen
         self.slow = given is None and config.tasks.writer in ("self", "llm")
@@ -154,9 +156,16 @@ class ArrivingTasks:
         if settings.writer == "self":
             model = self._model
             assert model is not None, "the model writes"
-            return write_self_tasks(
-                self._text, settings, config.seed, lambda asked: _continue(model, asked, config), self._reached
-            )
+            ranker = Ranker(model, self._title)
+
+            def judge(question: str, sentences: Sequence[str]) -> list[float]:
+                with _bare(model):
+                    return ranker.relevance(question, sentences)
+
+            def say(conversations: Sequence[Sequence[str]]) -> list[str]:
+                return _say(model, conversations, config.seed)
+
+            return write_self_tasks(self._text, settings, config.seed, say, judge, self.dropped, self._reached)
         folder = self._folder
         if folder is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="liftlm-")
@@ -214,27 +223,35 @@ class ArrivingTasks:
                 file.write(lines.encode())
 
 
-def _continue(model: Model, asked: Sequence[str], config: LiftConfig) -> list[str]:
-    """What the bare model writes after each request and the begun "Question:"."""
-    begun = encode_text(model.tokenizer, "Question:")
-    tokens = [
-        render_prompt(model.tokenizer, [Turn("user", tuple(encode_text(model.tokenizer, text)))]) + begun
-        for text in asked
-    ]
-    fitting = [
-        index for index, prompt in enumerate(tokens) if len(prompt) <= model.window // 2
-    ]  # half is for the reply
-    written = [""] * len(asked)
+def _say(model: Model, conversations: Sequence[Sequence[str]], seed: int) -> list[str]:
+    """What the bare model says next in each; nothing where the window has no room for it."""
+
+    def prompt(conversation: Sequence[str]) -> list[int]:
+        turns = [
+            Turn("assistant" if place % 2 else "user", tuple(encode_text(model.tokenizer, text)))
+            for place, text in enumerate(conversation)
+        ]
+        return render_prompt(model.tokenizer, turns)
+
+    tokens = [prompt(conversation) for conversation in conversations]
+    fitting = [index for index, prompt in enumerate(tokens) if len(prompt) + _QUESTION_TOKENS <= model.window]
+    said = [""] * len(conversations)
     if not fitting:
-        return written
-    room = model.window - max(len(tokens[index]) for index in fitting)
-    settings = AnsweringConfig(
-        max_new_tokens=min(room, _SELF_TOKENS * config.tasks.per_sentence), temperature=0.7, top_p=0.95
-    )
+        return said
+    settings = AnsweringConfig(max_new_tokens=_QUESTION_TOKENS, temperature=0.7, top_p=0.95)
+    with _bare(model):
+        for text in generate(model, [Prompt(tokens[index], "self") for index in fitting], settings, seed):
+            said[fitting[text.index]] = text.text
+    return said
+
+
+@contextlib.contextmanager
+def _bare(model: Model) -> Iterator[None]:
+    """The model without any adapter, not in training."""
     training = model.network.training
-    with use_adapter(model, None), contextlib.ExitStack() as stack:
+    with use_adapter(model, None):
         model.network.eval()
-        stack.callback(model.network.train, training)
-        for text in generate(model, [Prompt(tokens[index]) for index in fitting], settings, config.seed):
-            written[fitting[text.index]] = text.text
-    return written
+        try:
+            yield
+        finally:
+            model.network.train(training)
