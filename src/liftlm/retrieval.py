@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from liftlm.config import RetrievalConfig
+from liftlm.tasks.scripts import HANGUL, UNSPACED
 from liftlm.tasks.sentences import split_into_sentences
 
 # scripts without spaces between words count by character
-_WORDS = re.compile(
-    r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
-)
+_WORDS = re.compile(rf"[{UNSPACED}{HANGUL}]|[^\W{UNSPACED}{HANGUL}]+")
 Encode = Callable[[str], list[int]]
 _NATS_A_POINT = 6.0  # what a point of BM25 counts beside the model's log-likelihoods; docs/results/ranking.md
 

@@ -40,6 +40,8 @@ DATE = re.compile(
     rf"\b(?:\d{{1,2}} (?:{_MONTH})(?:,? {YEAR})?|(?:{_MONTH})(?: \d{{1,2}},?)? {YEAR}|(?:{_MONTH}) \d{{1,2}}\b"
     rf"|(?<=\bin ){YEAR}|(?<=\bof ){YEAR}|(?<=\bby ){YEAR}|(?<=\bsince ){YEAR}|(?<=\bfrom ){YEAR}|(?<=\bto ){YEAR})\b"
 )
+CJK_DATE = r"\d{4}年(?:\d{1,2}月(?:\d{1,2}日)?)?"
+_CJK_DATE = re.compile(CJK_DATE)
 _COUNT = re.compile(
     rf"\b(?:\d[\d,.]*\d|\d|(?:(?:{_NUMBER_WORDS})(?:[ -](?:and )?(?:{_NUMBER_WORDS}))*))(?= ([a-z]{{3,}}))",
     re.IGNORECASE,
@@ -62,7 +64,7 @@ class Detail:
 
 def find_details(text: str, names: set[str], dull: frozenset[str]) -> Iterator[Detail]:
     """Of one sentence: names, then dates, then numbers. names: words that have a capital within sentences; dull: say nothing."""
-    dates = list(DATE.finditer(text))
+    dates = [*DATE.finditer(text), *_CJK_DATE.finditer(text)]
     for match in _NAME.finditer(text):
         first = match.group().split()[0]
         if first.lower() in FUNCTION_WORDS or (match.start() == 0 and first not in names):

@@ -15,9 +15,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from liftlm.pauses import pause
-from liftlm.tasks.details import ACCENTS, CAPITALISED, DATE, FUNCTION_WORDS, WORD, YEAR, Detail, find_details
+from liftlm.tasks.details import (
+    ACCENTS,
+    CAPITALISED,
+    CJK_DATE,
+    DATE,
+    FUNCTION_WORDS,
+    WORD,
+    YEAR,
+    Detail,
+    find_details,
+)
+from liftlm.tasks.scripts import Language, language_of, telling_runs, word_count
 from liftlm.tasks.sentences import Sentence, split_into_sentences
 from liftlm.tasks.task import Task
+from liftlm.tasks.wordings import wordings_for
 
 _BREAK = re.compile(rf"[^\w\s'’.{ACCENTS}-]|\.\s|--|—|–")  # no phrase goes across
 _YEAR_ALONE = re.compile(rf"(?<![\d,.])({YEAR})(?!\d|,\d)")
@@ -27,39 +39,12 @@ _PRONOUN = re.compile(r"(?:It|This|That|He|She|They|These|Those|We|I)\b")
 _BETWEEN_ORDERS = 12  # tasks
 _REACH = 14  # words kept on each side of a detail that is asked for
 
-_ABOUT = (
-    "What does the text say about {0}?",
-    "What is said about {0} and {1}?",
-    "What do we learn about {0}, {1} and {2}?",
-    "What happened with {0}?",
-    "How are {0} and {1} connected?",
-    "Which sentence speaks of {0} and {1}?",
-    "Tell me about {0} and {1}.",
-    "What is known of {0}?",
-    "What can you tell me about {0}, in connection with {1}?",
-    "Where does {0} come up, together with {1} and {2}?",
-)
-_COMPLETE = ("Complete this sentence: {0} …", "How does this go on: {0} …", "Finish what the text says: {0} …")
-_NEXT = ("What comes right after this: {0}", "After “{0}”, what does the text say next?")
-_WHEN = ("When was it that {0}?", "On what date or in what year: {0}?", "When did this happen: {0}?")
-_WHETHER = ("Is it true that {0}?", "Is it right that {0}?", "Does the text say that {0}?")
-_FIRST = (
-    "Which came first: {0}, or {1}?",
-    "Which happened earlier: {0}, or {1}?",
-    "Which is earlier in time: {0}, or {1}?",
-)
-_ORDER = (
-    "Put these {n} events in order, earliest first: {events}.",
-    "In what order did these {n} things happen? {events}.",
-    "Sort these events by time: {events}.",
-)
-
 
 def write_extractive_tasks(text: str, per_sentence: int, seed: int = 0) -> list[Task]:
     """Tasks for every sentence, in the order of the text: `per_sentence` for each, and one of order for about twelve of them."""
     sentences = split_into_sentences(text)
     draw = random.Random(f"{seed}/{len(text)}/{text[:1000]}")
-    writer = _Writer(sentences, draw)
+    writer = _Writer(sentences, draw, language_of(text))
     tasks: list[Task] = []
     every = max(1, _BETWEEN_ORDERS // per_sentence)
     for index in range(len(sentences)):
@@ -78,9 +63,10 @@ class _Event:
 
 
 class _Writer:
-    def __init__(self, sentences: Sequence[Sentence], draw: random.Random) -> None:
-        self.sentences, self.draw = sentences, draw
-        words = [{word.lower() for word in WORD.findall(sentence.text)} for sentence in sentences]
+    def __init__(self, sentences: Sequence[Sentence], draw: random.Random, language: Language = "en") -> None:
+        self.sentences, self.draw, self.language = sentences, draw, language
+        self.says = wordings_for(language)
+        words = [{word.lower() for word in self._telling(sentence.text)} for sentence in sentences]
         self.frequency = Counter(word for some in words for word in some)
         often = max(8, len(sentences) / 12)
         self.dull = FUNCTION_WORDS | {word for word, count in self.frequency.items() if count > often}
@@ -102,9 +88,7 @@ class _Writer:
     def tasks_of(self, index: int, count: int) -> list[Task]:
         """`count` different tasks for a sentence: first by its phrases, then by its details, then by its place."""
         sentence = self.sentences[index]
-        if (
-            len(sentence.text.split()) < _SHORTEST
-        ):  # a number of a chapter, a lone word: to be continued, not to be asked for
+        if word_count(sentence.text) < _SHORTEST:  # a number of a chapter, a lone word: not to be asked for
             return []
         about = self._about(index)
         details = [*self._details(sentence), *self._whether(sentence)]
@@ -137,7 +121,7 @@ class _Writer:
         nearby = [phrase for phrase in nearby if phrase not in phrases]
         if not phrases:
             return
-        templates = list(_ABOUT)
+        templates = list(self.says.about)
         self.draw.shuffle(templates)
         for turn in range(3 * len(templates)):
             template = templates[turn % len(templates)]
@@ -152,11 +136,21 @@ class _Writer:
                 chosen[0] = self.draw.choice(nearby)
             yield self._task("about", sentence, template.format(*chosen))
 
+    def _telling(self, text: str) -> list[str]:
+        """Words, or what is nearest to words where there are no blanks between them."""
+        return WORD.findall(text) if self.language == "en" else telling_runs(text, self.language)
+
     def _phrases(self, text: str) -> list[str]:
         """Runs of telling words, the rarest in the document first."""
         phrases: dict[str, float] = {}
         for piece in _BREAK.split(text):
             run: list[str] = []
+            if self.language != "en":
+                for word in telling_runs(piece, self.language):
+                    if word.lower() not in self.dull:
+                        rare = math.log(len(self.sentences) / self.frequency[word.lower()] + 1)
+                        phrases.setdefault(word, rare + 0.1 * len(word))
+                continue
             for word in [*WORD.findall(piece), ""]:
                 if word and word.lower() not in self.dull:
                     run.append(word)
@@ -173,11 +167,10 @@ class _Writer:
         for detail in find_details(text, self.names, self.dull):
             words, kind = text[detail.start : detail.end], detail.kind
             if kind == "when":
-                start = re.sub(r"\b(?:in|on|by|of|since|from|until) $", "", text[: detail.start], flags=re.IGNORECASE)
-                event = " ".join(f"{start} {text[detail.end :]}".strip(" ,.;:").split()).replace(" ,", ",")
-                if len(event.split()) < 4:
+                event = self._without(text, detail)
+                if word_count(event) < 4:
                     continue
-                question = self.draw.choice(_WHEN).format(event)
+                question = self.draw.choice(self.says.when).format(event)
             elif kind == "how many":
                 question, words = _around(text, detail.start, detail.end, "how many"), f"{words} {detail.unit}"
             elif detail.start == 0 and re.match(r" [a-z]", text[detail.end :]):
@@ -186,11 +179,19 @@ class _Writer:
                 question = _around(text, detail.start, detail.end, "which place" if kind == "where" else "who or what")
             yield self._task(kind, sentence, question, self._short(words, text))
 
+    def _without(self, text: str, date: Detail) -> str:
+        """What happened at a date."""
+        if self.language != "en":
+            start, end = text[: date.start].rstrip("在于自至"), text[date.end :].lstrip("に、，")
+            return (start + end).strip(" ，、。")
+        start = re.sub(r"\b(?:in|on|by|of|since|from|until) $", "", text[: date.start], flags=re.IGNORECASE)
+        return " ".join(f"{start} {text[date.end :]}".strip(" ,.;:").split()).replace(" ,", ",")
+
     def _whether(self, sentence: Sentence) -> Iterator[Task]:
         """A statement that the sentence makes, or one with another name, date or number of the document in it."""
         text = sentence.text
-        plain = text.endswith(".") and not re.search(r"[“”\"?!:;()]", text)
-        if not plain or len(text.split()) > _LONGEST_STATEMENT or _PRONOUN.match(text):
+        plain = text.endswith(self.says.stop) and not re.search(r"[“”「」\"?!:;()？！：；（）]", text)
+        if not plain or word_count(text) > _LONGEST_STATEMENT or _PRONOUN.match(text):
             return
         swaps = [
             (detail, other)
@@ -206,8 +207,10 @@ class _Writer:
         first = re.sub(r"['’]s$", "", said.split()[0])
         if first not in self.names and first != other.split()[0]:
             said = said[0].lower() + said[1:]
-        question = self.draw.choice(_WHETHER).format(said.removesuffix("."))
-        yield self._task("yes or no", sentence, question, self._short("Yes" if true else "No", text, both=True))
+        question = self.draw.choice(self.says.whether).format(said.removesuffix(self.says.stop))
+        yield self._task(
+            "yes or no", sentence, question, self._short(self.says.yes if true else self.says.no, text, both=True)
+        )
 
     def _others(self, text: str, detail: Detail) -> list[str]:
         """Some details of the document of the same kind and length that the sentence does not have."""
@@ -215,26 +218,38 @@ class _Writer:
         pool = self.details.get((detail.kind, len(words)), [])
         some = self.draw.sample(pool, min(len(pool), 8))
         there = set(WORD.findall(text))
-        return [each for each in some if not there & set(WORD.findall(each))][:2]
+        apart = self.language == "en"  # else a word of the text may be a part of what is found as one
+        return [each for each in some if not there & set(WORD.findall(each)) and (apart or each not in text)][:2]
 
     def _short(self, detail: str, sentence: str, both: bool = False) -> str:
         """Half of the answers are the detail alone, half the sentence that holds it; with `both` behind the detail."""
         if self.draw.random() < 0.5:
-            return f"{detail}."
-        return f"{detail}. {sentence}" if both else sentence
+            return detail + self.says.stop
+        blank = " " if self.language == "en" else ""
+        return f"{detail}{self.says.stop}{blank}{sentence}" if both else sentence
 
     def _place(self, index: int) -> Iterator[Task]:
         """What follows: the rest of the sentence, or the next one."""
         sentence = self.sentences[index]
-        words = sentence.text.split()
-        if len(words) >= 8:
-            cut = self.draw.randint(len(words) * 2 // 5, len(words) * 3 // 5)
-            question = self.draw.choice(_COMPLETE).format(" ".join(words[:cut]))
-            yield self._task("complete", sentence, question, " ".join(words[cut:]))
+        if word_count(sentence.text) >= 8:
+            begun, rest = self._in_two(sentence.text)
+            question = self.draw.choice(self.says.complete).format(begun)
+            yield self._task("complete", sentence, question, rest)
         before = self.sentences[index - 1] if index else None
         if before is not None and before.paragraph == sentence.paragraph:
-            question = self.draw.choice(_NEXT).format(" ".join(before.text.split()[-24:]))
-            yield self._task("next", sentence, question)
+            end = " ".join(before.text.split()[-24:]) if self.language == "en" else before.text[-48:]
+            yield self._task("next", sentence, self.draw.choice(self.says.next).format(end))
+
+    def _in_two(self, text: str) -> tuple[str, str]:
+        """Parted near the middle: between words, or, without blanks, where one may pause if there is such a place."""
+        words = text.split()
+        if self.language == "en":
+            cut = self.draw.randint(len(words) * 2 // 5, len(words) * 3 // 5)
+            return " ".join(words[:cut]), " ".join(words[cut:])
+        low, high = len(text) * 3 // 10, len(text) * 7 // 10
+        pauses = [found.end() for found in re.compile(r"[，、；：\s]").finditer(text, low, high)]
+        cut = self.draw.choice(pauses) if pauses else self.draw.randint(len(text) * 2 // 5, len(text) * 3 // 5)
+        return text[:cut].strip(), text[cut:].strip()
 
     # --- order --------------------------------------------------------------------------------------------------------
 
@@ -242,8 +257,11 @@ class _Writer:
         """A sentence that can stand for an event: short enough, or its first clause, without its date."""
         years = {int(year) for year in _YEAR_ALONE.findall(sentence.text)}
         text = re.sub(rf"\b(?:[Oo]n|[Ii]n|[Bb]y)(?: the \w+ of)? (?:{DATE.pattern}|{YEAR}),? ?", "", sentence.text)
-        clause = re.split(r"[;:]| [—–-] |, (?:and|but|which|who|where|when|as) ", text)[0].strip(" .,;:!?")
-        if not 4 <= len(clause.split()) <= 16 or _PRONOUN.match(clause):
+        text = re.sub(f"(?:在|于)?{CJK_DATE}に?[，、]?", "", text)
+        clause = re.split(r"[;:；：]| [—–-] |, (?:and|but|which|who|where|when|as) ", text)[0].strip(
+            " .,;:!?。，、！？"
+        )
+        if not 4 <= word_count(clause) <= 16 or _PRONOUN.match(clause):
             return None
         first = clause.split()[0]
         clause = clause if first in self.names else clause[0].lower() + clause[1:]
@@ -261,14 +279,14 @@ class _Writer:
             return []
         ordered = sorted(distinct, key=key)
         evidence = (min(e.sentence.start for e in ordered), max(e.sentence.end for e in ordered))
-        where = "" if by_year else " (in the order of the text)"
+        where = "" if by_year else self.says.of_the_text
         if len(distinct) == 2:
-            question = self.draw.choice(_FIRST).format(distinct[0].words, distinct[1].words) + where
-            return [Task(question, _capital(ordered[0].words) + ".", "first", *evidence)]
-        listed = "; ".join(event.words for event in distinct)
-        question = self.draw.choice(_ORDER).format(n=len(distinct), events=listed) + where
-        answer = "; ".join(event.words for event in ordered)
-        return [Task(question, _capital(answer) + ".", "order", *evidence)]
+            question = self.draw.choice(self.says.first).format(distinct[0].words, distinct[1].words) + where
+            return [Task(question, _capital(ordered[0].words) + self.says.stop, "first", *evidence)]
+        listed = self.says.semicolon.join(event.words for event in distinct)
+        question = self.draw.choice(self.says.order).format(n=len(distinct), events=listed) + where
+        answer = self.says.semicolon.join(event.words for event in ordered)
+        return [Task(question, _capital(answer) + self.says.stop, "order", *evidence)]
 
 
 def _around(text: str, start: int, end: int, word: str) -> str:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from liftlm.tasks.scripts import HANGUL, UNSPACED
 from liftlm.tasks.sentences import Sentence
 from liftlm.tasks.task import Task
 
@@ -23,7 +24,7 @@ _NAMES_FROM = (
 )
 _POINTS = 2048  # characters; longer evidence than this points to no sentence in particular
 
-_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"  # Thai, Japanese, Chinese, Korean
+_UNSPACED = UNSPACED + HANGUL
 _WORD = re.compile(rf"[{_UNSPACED}]|\d+(?:[.,:]\d+)*|(?:(?![{_UNSPACED}\d])\w)+")
 
 

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 
 import sentencex
 
+from liftlm.tasks.scripts import word_count
+
 _LONGEST = 60  # words of one sentence; longer ones are parted at a clause
 _SHORTEST = 4  # words; shorter ones are joined to the sentence before
 _BLOCK = re.compile(r"(?:[^\n]|\n(?![^\S\n]*\n))+")  # parted by blank lines
+_DIGIT_AFTER_STOP = re.compile(r"(?<=[。！？])(?=\d)")  # sentencex takes it for a decimal
 _MARKS = re.compile(r"\s*(?:[-*+•>]\s+|\d+[.)]\s+|#+\s*)*")
 _ITEM = re.compile(r"[^\S\n]*(?:[-*+•]|\d+[.)])[^\S\n]")
 _UNDERLINE = re.compile(r"\n[^\S\n]*(?:=+|-{3,})$")
@@ -73,7 +76,10 @@ def _spans(text: str, start: int, end: int, language: str) -> Iterator[tuple[int
         for boundary in sentencex.get_sentence_boundaries(language, text[item_start:item_end]):
             first, last = item_start + boundary["start_index"], item_start + boundary["end_index"]
             mark = _MARKS.match(text, first, last)
-            yield from _clauses(text, mark.end() if mark is not None else first, last)
+            first = mark.end() if mark is not None else first
+            for cut in [*(found.start() for found in _DIGIT_AFTER_STOP.finditer(text, first, last)), last]:
+                yield from _clauses(text, first, cut)
+                first = cut
 
 
 def _clauses(text: str, start: int, end: int) -> list[tuple[int, int]]:
@@ -84,7 +90,7 @@ def _clauses(text: str, start: int, end: int) -> list[tuple[int, int]]:
     if _words(text, start, end) <= _LONGEST:
         return [(start, end)]
     middle, near = (start + end) / 2, (end - start) / 4
-    for mark, reach in ((r"[;:]\s+", near), (r",\s+", near), (r"\s+", end - start)):
+    for mark, reach in ((r"[;:]\s+|[；：]", near), (r",\s+|[，、]", near), (r"\s+", end - start)):
         cuts = [found.end() for found in re.compile(mark).finditer(text, start, end)]
         cut = min(cuts, key=lambda at: abs(at - middle), default=end)
         if cut < end and abs(cut - middle) < reach:
@@ -93,7 +99,7 @@ def _clauses(text: str, start: int, end: int) -> list[tuple[int, int]]:
 
 
 def _words(text: str, start: int, end: int) -> int:
-    return len(text[start:end].split())
+    return word_count(text[start:end])
 
 
 def _plain(text: str) -> str:
