@@ -2,11 +2,13 @@
 
     python benchmarks/ranking.py demo --entry ID
     python benchmarks/ranking.py shortdep_qa.jsonl:0 --entry ID --candidates 30
+    python benchmarks/ranking.py shortdep_qa.jsonl:0            # nothing absorbed: the base model is the judge
     python benchmarks/ranking.py demo --entry ID --shown        # how much of what was found should be shown
 
 Prints the share of questions whose evidence is the first sentence, among the first two, three, five; and the mean reciprocal
 rank. "adapter, BM25" is what `answering.context=retrieve` does. The base model ranks too, as the control for what the adapter
-learnt. Evidence that is in no single sentence, or not among the candidates, counts as not found by anybody.
+learnt. Evidence that is in no single sentence, or not among the candidates, counts as not found by anybody. Then how well fewer
+candidates do (`answering.retrieval.rerank`), and for how many questions they show the same sentences.
 
 With --shown: for several numbers of sentences and of neighbours, with and without a margin, by the adapter's ranking, how often
 the evidence is in the window, and what the model answers then, greedy, with `answering.strength_with_text` of the adapter: token
@@ -34,6 +36,7 @@ from liftlm.models import Model
 from liftlm.retrieval import Rerank, Retriever
 
 _CUTS = (1, 2, 3, 5)
+_DEPTHS = (0, 3, 5, 8, 12, 20)  # candidates that are judged
 _FRAME = 192  # tokens of the window left for the prompt's words and the answer
 _MARK = "\n...\n"
 # sentences, neighbours of each on either side, nats that the others may be behind the best
@@ -44,19 +47,24 @@ def main() -> None:
     arguments = _arguments()
     config = load_config(None, arguments.set)
     model = load_model(config.model.name, config.model)
-    adapter = Library().open(Library().find_id(arguments.entry), model)
+    adapter = Library().open(Library().find_id(arguments.entry), model) if arguments.entry else None
     document, rows = load_questions(arguments.data, arguments.questions, 0, arguments.characters)
     if arguments.shown:
+        if adapter is None:
+            raise SystemExit("--shown needs --entry.")
         _compare_shown(model, adapter, document, rows, config, arguments.out)
         return
     settings = RetrievalConfig(neighbours=0, rerank=arguments.candidates)
     retriever = Retriever(document.text, model.encode, settings)
-    judges = {"base model": _remembered(model, document, None), "adapter": _remembered(model, document, adapter.id)}
+    judges = {"base model": _remembered(model, document, None)}
+    if adapter is not None:
+        judges["adapter"] = _remembered(model, document, adapter.id)
+    default = judges["adapter" if adapter else "base model"]
     ranks: dict[str, list[int | None]] = {name: [] for name in ("BM25", *judges, *(f"{name}, BM25" for name in judges))}
     alone: dict[bool, list[bool]] = {True: [], False: []}  # is the best far ahead? → is it right?
     for row in rows:
         question, evidence = row["question"], " ".join(row["evidence"].split())
-        sources = retriever.select(question, model.window, [0], judges["adapter"]).sources
+        sources = retriever.select(question, model.window, [0], default).sources
         alone[len(sources) == 1].append(sources[0] in evidence)
         candidates = retriever.ranked(question)[: arguments.candidates]
         orders = {"BM25": candidates}
@@ -77,15 +85,39 @@ def main() -> None:
         reciprocal = sum(1 / rank for rank in places if rank) / len(places)
         print(f"{name:<17}" + "".join(f"  {share:>7.2f}" for share in shares) + f"  {reciprocal:>6.3f}")
     print(
-        f"adapter, BM25: {len(alone[True])} sentences lead by over {settings.margin:g} nats, {sum(alone[True])} of them right; "
-        f"of the {len(alone[False])} others {sum(alone[False])}"
+        f"{list(ranks)[-1]}: {len(alone[True])} sentences lead by over {settings.margin:g} nats, {sum(alone[True])} of them "
+        f"right; of the {len(alone[False])} others {sum(alone[False])}"
     )
+    _compare_depths(document, rows, model, settings, default)
+
+
+def _compare_depths(
+    document: Document, rows: list[dict[str, Any]], model: Model, settings: RetrievalConfig, judge: Rerank
+) -> None:
+    """What is lost where fewer candidates are judged; `judge` remembers all of them."""
+    print("judged  first 1  first 2     MRR  the same shown  evidence shown")
+    full = Retriever(document.text, model.encode, settings)
+    wanted = [full.select(row["question"], model.window, [0], judge).sources for row in rows]
+    for count in sorted({*_DEPTHS, settings.rerank} & set(range(settings.rerank + 1))):
+        retriever = Retriever(document.text, model.encode, settings.model_copy(update={"rerank": count}))
+        places, same, held = [], 0, 0
+        for row, sources in zip(rows, wanted, strict=True):
+            evidence = " ".join(row["evidence"].split())
+            order = retriever.reranked(row["question"], judge)[: settings.rerank]
+            found = (" ".join(document.text[slice(*piece.core)].split()) in evidence for piece in order)
+            places.append(next((place for place, right in enumerate(found, 1) if right), None))
+            here = retriever.select(row["question"], model.window, [0], judge).sources
+            same += set(here) == set(sources)
+            held += any(source in evidence for source in here)
+        first, two = (sum(rank is not None and rank <= cut for rank in places) for cut in (1, 2))
+        reciprocal = sum(1 / rank for rank in places if rank) / len(places)
+        print(f"{count:>6}  {first:>7}  {two:>7}  {reciprocal:>6.3f}  {same:>14}  {held:>14}")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="demo, or FILE.jsonl:INDEX")
-    parser.add_argument("--entry", required=True, help="id of the library entry of that document")
+    parser.add_argument("--entry", help="id of the library entry of that document; without it the base model ranks")
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--questions", type=int)
     parser.add_argument("--characters", type=int, help="the document's beginning only, as it was absorbed")
@@ -149,14 +181,15 @@ def _read(
 def _remembered(model: Model, document: Document, adapter: str | None) -> Rerank:
     """What the model, with that adapter, thinks of candidates; computed once for each question."""
     ranker = Ranker(model, document.title)
-    known: dict[tuple[str, tuple[str, ...]], Sequence[float]] = {}
+    known: dict[tuple[str, str], float] = {}
 
     def judge(question: str, texts: list[str]) -> Sequence[float]:
-        key = (question, tuple(texts))
-        if key not in known:
+        fresh = [text for text in dict.fromkeys(texts) if (question, text) not in known]
+        if fresh:
             with use_adapter(model, adapter):
-                known[key] = ranker.relevance(question, texts)
-        return known[key]
+                nats = ranker.relevance(question, fresh)
+            known.update({(question, text): each for text, each in zip(fresh, nats, strict=True)})
+        return [known[question, text] for text in texts]
 
     return judge
 

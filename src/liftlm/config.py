@@ -164,7 +164,7 @@ class RetrievalConfig(_Branch):
     neighbours: _Whole = Field(default=0, ge=0)  # sentences found and shown with each sentence, on either side
     segment_tokens: _Whole = Field(default=256, ge=1)  # of the unit "segment"
     # so many of BM25's best are ranked anew by the model: by how likely the question makes each as its answer; 0 = none
-    rerank: _Whole = Field(default=20, ge=0)
+    rerank: _Whole = Field(default=8, ge=0)
 
 
 class AnsweringConfig(_Branch):
