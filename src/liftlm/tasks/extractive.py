@@ -166,6 +166,8 @@ class _Writer:
         text = sentence.text
         for detail in find_details(text, self.names, self.dull):
             words, kind = text[detail.start : detail.end], detail.kind
+            if kind != "when" and self.language != "en":
+                continue  # the questions below are English
             if kind == "when":
                 event = self._without(text, detail)
                 if word_count(event) < 4:

@@ -27,6 +27,7 @@ _TELLING = {
     "unspaced": re.compile(r"[^\s\d\W][^\s,.;:!?()\"“”]*"),
 }
 _NUMBER = re.compile(r"\d+[年月日]?")
+_LONGEST_WORD = 24  # characters of one in Latin letters
 _LONGEST_RUN = {"zh": 6, "ja": 8, "unspaced": 24}  # characters
 
 
@@ -54,4 +55,5 @@ def language_of(text: str) -> Language:
 def telling_runs(text: str, language: Language) -> list[str]:
     """Of a script without blanks: short runs of characters that stand for things, by what stands between them."""
     longest = _LONGEST_RUN[language]
-    return [run for run in _TELLING[language].findall(_NUMBER.sub(" ", text)) if 2 <= len(run) <= longest]
+    runs = _TELLING[language].findall(_NUMBER.sub(" ", text))
+    return [run for run in runs if 2 <= len(run) <= (_LONGEST_WORD if run.isascii() else longest)]
