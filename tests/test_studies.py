@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from conftest import save_model
+from liftlm import Document, Model
 from liftlm.config import ModelConfig, load_config
 from liftlm.errors import BenchmarkDataError, ConfigError
 from liftlm.models import load_model
 from liftlm.studies.registry import make_study
 from liftlm.studies.running import run_study
 from liftlm.studies.study import Conclusion, Options
+from liftlm.studies.task_quality import task_row
+from liftlm.tasks import Task
 from test_cli import lift
 
 
@@ -248,3 +251,18 @@ def test_a_sheet_is_exported_graded_and_read_back(model: Any, tmp_path: Path, tw
     (tmp_path / "graded.csv").write_text((tmp_path / "graded.csv").read_text().replace(",1,1,5", ",2,1,5", 1))
     with pytest.raises(BenchmarkDataError, match="faithful cannot be '2'"):
         run("tasks", model, tmp_path, sources=two_documents, graded=tmp_path / "graded.csv")
+
+
+def test_a_task_whose_evidence_does_not_fit_the_window_has_no_gain(tiny_model: Model) -> None:
+    """Regression: NaN, which is no JSON, was written into rows.jsonl."""
+    text = "The bell rang. " * 40 + "Oswin heard it."
+    document = Document(title="x", text=text)
+    fits, not_this = (
+        Task("Who heard it?", "Oswin.", "who", 600, len(text)),
+        Task("Who rang?", "It.", "who", 0, len(text)),
+    )
+    tiny_model.window = 200
+    rows = [task_row(tiny_model, document, task) for task in (fits, not_this)]
+    assert rows[0]["evidence_gain"] is not None and rows[0]["answerable"] in (0.0, 1.0)
+    assert rows[1]["evidence_gain"] is None and rows[1]["answerable"] is None
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows

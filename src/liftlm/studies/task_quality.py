@@ -56,7 +56,7 @@ def task_row(model: Model, document: Document, task: Task) -> Row:
         "faithful": float("unanswerable" not in dropped and "says nothing" not in dropped),
         "support": sum(word in own for word in told) / max(1, len(told)),
         "evidence_gain": gain,
-        "answerable": float(gain > 0) if math.isfinite(gain) else None,
+        "answerable": None if gain is None else float(gain > 0),
     }
 
 
@@ -79,8 +79,8 @@ def set_row(tasks: Sequence[Task], document: Document) -> Row:
 
 
 @torch.inference_mode()
-def _evidence_gain(model: Model, document: Document, task: Task, evidence: str) -> float:
-    """−NLL of the answer with the evidence in the window, less that without; NaN where it does not fit."""
+def _evidence_gain(model: Model, document: Document, task: Task, evidence: str) -> float | None:
+    """−NLL of the answer with the evidence in the window, less that without; None where it does not fit."""
     losses = []
     with use_adapter(model, None):
         for context in ((), model.encode(evidence)):
@@ -88,7 +88,7 @@ def _evidence_gain(model: Model, document: Document, task: Task, evidence: str) 
                 model.tokenizer, document.title, task.question, task.answer, model.window, list(context)
             )
             if example is None:
-                return math.nan
+                return None
             ids = torch.tensor([example.tokens], device=model.device)
             labels = torch.tensor([example.labels], device=model.device)
             losses.append(float(model.loss_sum(ids, labels)) / example.targets)
