@@ -155,15 +155,15 @@ def test_questions_are_answered_while_a_language_model_writes_tasks(
     tmp_path: Path, quick_asking: None, monkeypatch: pytest.MonkeyPatch, writer: str
 ) -> None:
     """A server is silent until it is let go, and so long the model itself writes on and on."""
-    folder = save_model(tmp_path / "tiny-llama", window=2048)  # in which the request for tasks has room
-    free, write = threading.Event(), writing._continue
+    folder = save_model(tmp_path / "tiny-llama", window=4096)  # in which the request for tasks has room
+    free, write = threading.Event(), writing._say
 
     def write_on(*given: Any) -> list[str]:
         while not free.is_set():
             write(*given)
         return write(*given)
 
-    monkeypatch.setattr(writing, "_continue", write_on)
+    monkeypatch.setattr(writing, "_say", write_on)
 
     def reply(body: dict[str, Any]) -> str:
         assert free.wait(60)
