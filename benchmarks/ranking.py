@@ -29,6 +29,7 @@ from recipe import load_questions, read_answers, token_f1
 from liftlm import Adapter, Document, Library, LiftConfig, load_config, load_model
 from liftlm.adapters import use_adapter
 from liftlm.config import RetrievalConfig
+from liftlm.context import MARK
 from liftlm.demo import is_right
 from liftlm.devices import describe_machine
 from liftlm.likelihood import Ranker
@@ -38,7 +39,6 @@ from liftlm.retrieval import Rerank, Retriever
 _CUTS = (1, 2, 3, 5)
 _DEPTHS = (0, 3, 5, 8, 12, 20)  # candidates that are judged
 _FRAME = 192  # tokens of the window left for the prompt's words and the answer
-_MARK = "\n...\n"
 # sentences, neighbours of each on either side, nats that the others may be behind the best
 _SHOWN = ((1, 0, None), (2, 0, None), (2, 0, 10.0), (3, 0, None), (3, 0, 10.0), (3, 1, None))
 
@@ -140,7 +140,7 @@ def _compare_shown(
         found = []
         for row in rows:
             budget = model.window - _FRAME - len(model.encode(row["question"] + row["answer"]))
-            found.append(retriever.select(row["question"], budget, model.encode(_MARK), remembered).tokens)
+            found.append(retriever.select(row["question"], budget, model.encode(MARK), remembered).tokens)
         figures = _read(model, adapter, document, rows, found, config)
         right = figures["right"]
         print(

@@ -30,7 +30,7 @@ import torch
 from liftlm import Document, Library, LiftConfig, absorb, load_config, load_document, load_model
 from liftlm.adapters import use_adapter
 from liftlm.config import AnsweringConfig
-from liftlm.context import cut_out_middle
+from liftlm.context import MARK, cut_out_middle
 from liftlm.demo import is_right, load_demo
 from liftlm.devices import describe_machine
 from liftlm.examples import answer_example
@@ -219,7 +219,7 @@ def _context(model: Model, way: str, document: Document, row: dict[str, Any]) ->
         return encode_text(model.tokenizer, row["evidence"])
     rest = len(model.encode(row["question"] + row["answer"])) + _FRAME
     tokens = model.encode(document.text)
-    return cut_out_middle(tokens, (model.window - rest) // _STEP * _STEP, model.encode("\n...\n"))
+    return cut_out_middle(tokens, (model.window - rest) // _STEP * _STEP, model.encode(MARK))
 
 
 def token_f1(answer: str, expected: str) -> float:
