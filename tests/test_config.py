@@ -161,7 +161,7 @@ def test_keys_that_are_not_names(text: str, tmp_path: Path) -> None:
         ("tasks.show=all", "'passage', 'retrieve' or 'truncate'"),
         ("tasks.teacher_weight=1.5", "less than or equal to 1"),
         ("adapter.initialization=zero", "'pissa' or 'olora'"),
-        ("answering.context=all", "'none', 'truncate' or 'retrieve'"),
+        ("answering.context=all", "'none', 'truncate', 'retrieve' or 'recite'"),
         ("tasks.writer=gpt", "'none', 'extractive', 'self' or 'llm'"),
         ("tasks.per_sentence=0", "greater than or equal to 1"),
         ("tasks.per_sentence=2.0", "integer"),

@@ -18,10 +18,11 @@ from liftlm.errors import ConfigError, QuestionTooLongError
 from liftlm.generating import Generated, OnText, generate
 from liftlm.likelihood import Ranker
 from liftlm.models import Model
-from liftlm.prompts import question_wording
+from liftlm.prompts import question_turn, question_wording, render_prompt
+from liftlm.reciting import recite
 from liftlm.windows import FilledWindow, fill_window
 
-Method = Literal["closed-book", "icl", "rag", "lift", "lift+icl", "lift+rag"]
+Method = Literal["closed-book", "icl", "rag", "recite", "lift", "lift+icl", "lift+rag", "lift+recite"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Answer:
     context_tokens: int  # of the document, inside the prompt
     answer_tokens: int
     seconds: float
-    sources: tuple[str, ...] = ()  # sentences (or segments) that `retrieve` found, word for word, the best first
+    sources: tuple[str, ...] = ()  # sentences (or segments) that `retrieve` found or `recite` said, the best first
 
 
 def answer(
@@ -159,9 +160,11 @@ def acting_strength(settings: AnsweringConfig) -> float:
 def method_name(adapter: Adapter | None, context: ContextPolicy) -> Method:
     """The row of an evaluation that this way of answering is."""
     if adapter is None:
-        names: dict[ContextPolicy, Method] = {"none": "closed-book", "truncate": "icl", "retrieve": "rag"}
+        names: dict[ContextPolicy, Method] = {
+            "none": "closed-book", "truncate": "icl", "retrieve": "rag", "recite": "recite"
+        }  # fmt: skip
     else:
-        names = {"none": "lift", "truncate": "lift+icl", "retrieve": "lift+rag"}
+        names = {"none": "lift", "truncate": "lift+icl", "retrieve": "lift+rag", "recite": "lift+recite"}
     return names[context]
 
 
@@ -172,14 +175,24 @@ def _document(adapter: Adapter | None, document: Document | None) -> Document:
 
 
 def window_text(model: Model, adapter: Adapter | None, document: Document, settings: AnsweringConfig) -> WindowText:
-    """The document as the context policy shows it; the model ranks what `retrieve` finds, with the adapter if there is one."""
+    """The document as the context policy shows it.
+
+    The model ranks what `retrieve` finds, with the adapter if there is one. What `recite` shows comes from the adapter alone (the
+    document's text is not looked at), and the model without it is the judge.
+    """
     name, ranker = adapter.id if adapter else None, Ranker(model, document.title)
+    judge = None if settings.context == "recite" else name
 
     def rerank(question: str, texts: list[str]) -> list[float]:
-        with use_adapter(model, name):
+        with use_adapter(model, judge):
             return ranker.relevance(question, texts)
 
-    return WindowText(document.text, model.encode, settings, rerank)
+    def recited(question: str) -> list[str]:
+        prompt = render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, question)])
+        with use_adapter(model, name):
+            return recite(model, prompt, settings)
+
+    return WindowText(document.text, model.encode, settings, rerank, recited)
 
 
 def fill_question(

@@ -29,7 +29,8 @@ WindowOption = Annotated[
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. training.epochs=2; repeatable.")]
 ContextOption = Annotated[
-    str | None, typer.Option("--context", help="Text in the window beside the question: none, truncate or retrieve.")
+    str | None,
+    typer.Option("--context", help="Text in the window beside the question: none, truncate, retrieve or recite."),
 ]
 BaseOption = Annotated[bool, typer.Option("--base", help="Ask the bare model, without absorbing (for comparison).")]
 StartOption = Annotated[

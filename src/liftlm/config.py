@@ -30,7 +30,7 @@ from liftlm.setting_types import Number as _Number
 from liftlm.setting_types import Whole as _Whole
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-ContextPolicy = Literal["none", "truncate", "retrieve"]
+ContextPolicy = Literal["none", "truncate", "retrieve", "recite"]
 
 
 class ModelConfig(_Branch):
@@ -167,6 +167,14 @@ class RetrievalConfig(_Branch):
     rerank: _Whole = Field(default=8, ge=0)
 
 
+class RecitationConfig(_Branch):
+    """What the model says by heart for `answering.context=recite`; what of it is shown is chosen as `retrieval` says."""
+
+    beams: _Whole = Field(default=16, ge=1)  # answers that are begun, the likeliest by a beam search
+    beginning_tokens: _Whole = Field(default=6, ge=1)  # of each; the rest is greedy
+    rest_tokens: _Whole = Field(default=64, ge=1)
+
+
 class AnsweringConfig(_Branch):
     """How questions are answered. temperature 0 = greedy."""
 
@@ -181,6 +189,7 @@ class AnsweringConfig(_Branch):
         default=8192, ge=1
     )  # prompts and answers written together; a common beginning counts once
     retrieval: RetrievalConfig = RetrievalConfig()
+    recitation: RecitationConfig = RecitationConfig()
 
 
 _ONLY_HOW = {"base_url", "api_key_variable", "concurrency", "timeout_seconds", "attempts"}  # not what is written

@@ -42,13 +42,14 @@ class Prompt:
 @dataclass(frozen=True)
 class Generated:
     """A continuation. seconds: of what was computed for several, this one's equal share; ended: by the model itself, not by the
-    limit."""
+    limit; ids: its tokens, without an end token."""
 
     index: int  # of its prompt
     text: str
     tokens: int
     seconds: float
     ended: bool
+    ids: tuple[int, ...] = ()
 
 
 def generate(
@@ -57,13 +58,14 @@ def generate(
     settings: AnsweringConfig,
     seed: int,
     on_text: OnText | None = None,
+    merged: bool = True,
 ) -> Iterator[Generated]:
     """Continues every prompt, in batches, and yields each text when it ends: not in order. on_text streams a single one.
 
-    The adapter that is on is merged into the weights meanwhile where much is to be written; so none may be switched before the
-    last text is there.
+    The adapter that is on is merged into the weights meanwhile where much is to be written, unless `merged` is False; so none
+    may be switched before the last text is there.
     """
-    with _merged(model, len(prompts) * settings.max_new_tokens):
+    with _merged(model, len(prompts) * settings.max_new_tokens if merged else 0):
         network = Network(model)
         network.refresh()
         if not network.batches and len(prompts) > 1 and on_text is None:
@@ -185,8 +187,13 @@ class _Group:
 
     def _generated(self, row: Text) -> Generated:
         return Generated(
-            self._rows[row], row.text, len(row.tokens), self._seconds[row], ended=row.ending != "length"
-        )  # fmt: skip
+            self._rows[row],
+            row.text,
+            len(row.tokens),
+            self._seconds[row],
+            ended=row.ending != "length",
+            ids=tuple(row.tokens),
+        )
 
 
 def _sampling(settings: AnsweringConfig, seed: int, index: int, stops: tuple[str, ...], whole: bool) -> Sampling:
@@ -228,8 +235,8 @@ def _by_transformers(
         started = time.monotonic()
         texts = _generate(model, [prompts[index].tokens for index in batch], settings, seed)
         seconds = (time.monotonic() - started) / len(batch)
-        for index, (text, count) in zip(batch, texts, strict=True):
-            yield Generated(index, text, count, seconds, count < settings.max_new_tokens)
+        for index, (text, ids) in zip(batch, texts, strict=True):
+            yield Generated(index, text, len(ids), seconds, len(ids) < settings.max_new_tokens, ids)
 
 
 def _batches(prompts: Sequence[Prompt], batch_tokens: int) -> Iterator[list[int]]:
@@ -245,7 +252,9 @@ def _batches(prompts: Sequence[Prompt], batch_tokens: int) -> Iterator[list[int]
 
 
 @torch.inference_mode()
-def _generate(model: Model, prompts: list[list[int]], settings: AnsweringConfig, seed: int) -> list[tuple[str, int]]:
+def _generate(
+    model: Model, prompts: list[list[int]], settings: AnsweringConfig, seed: int
+) -> list[tuple[str, tuple[int, ...]]]:
     """(text, tokens) for each prompt. Padding stands on the left; it is masked, and positions do not count it."""
     tokenizer, device = model.tokenizer, model.device
     longest = max(len(prompt) for prompt in prompts)
@@ -268,12 +277,12 @@ def _generate(model: Model, prompts: list[list[int]], settings: AnsweringConfig,
     return [_finish(model, row[longest:].tolist(), stops) for row in output]
 
 
-def _finish(model: Model, tokens: list[int], stops: Sequence[str]) -> tuple[str, int]:
-    """The answer's text without padding, end tokens and stop texts."""
+def _finish(model: Model, tokens: list[int], stops: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+    """The answer's text without padding, end tokens and stop texts; its tokens without the first two."""
     ends = model.network.generation_config.eos_token_id  # type: ignore[union-attr]
     ends = set(ends if isinstance(ends, list) else [ends]) | {model.tokenizer.eos_token_id}
     count = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
     text = model.decode(tokens[:count])
     for stop in stops:
         text = text.partition(stop)[0]
-    return text.strip(), count
+    return text.strip(), tuple(tokens[:count])

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from liftlm.absorbing import Adapter
 from liftlm.adapters import start_fingerprint, use_adapter
+from liftlm.answering import window_text
 from liftlm.config import AnsweringConfig, LiftConfig, RetrievalConfig
 from liftlm.context import WindowText
 from liftlm.demo import load_demo
@@ -27,7 +28,7 @@ from liftlm.evaluation.interference import Interference, measure_interference
 from liftlm.evaluation.scoring import read_predictions, read_rows
 from liftlm.generating import generate
 from liftlm.library import Library
-from liftlm.likelihood import Ranker, continuation_nlls
+from liftlm.likelihood import continuation_nlls
 from liftlm.models import Model
 from liftlm.prompts import encode_text
 from liftlm.storage import append_json_line, canonical_json
@@ -43,7 +44,7 @@ class Way:
     """What a method is: whose adapter is on, and which text stands in the window."""
 
     adapter: Literal["none", "own", "other"]
-    text: Literal["none", "truncate", "full", "segments", "retrieve", "evidence"]
+    text: Literal["none", "truncate", "full", "segments", "retrieve", "recite", "evidence"]
 
 
 METHODS: dict[str, Way] = {
@@ -53,12 +54,14 @@ METHODS: dict[str, Way] = {
     "rag": Way("none", "segments"),  # BM25 over segments, as many as fit
     "rag-sentences": Way("none", "retrieve"),  # as answering.retrieval says; the base model ranks
     "lift": Way("own", "none"),
+    "lift+recite": Way("own", "recite"),  # the adapter recites, the base model judges; no text of the document
     "lift+icl": Way("own", "truncate"),
     "lift+rag": Way("own", "segments"),
     "lift+rag-sentences": Way("own", "retrieve"),  # the adapter ranks
     "oracle": Way("none", "evidence"),
     "lift+oracle": Way("own", "evidence"),  # for reading kept
     "lift-other": Way("other", "none"),  # the controls: with each text another document's adapter, which also ranks
+    "lift-other+recite": Way("other", "recite"),
     "lift-other+icl": Way("other", "truncate"),
     "lift-other+rag": Way("other", "segments"),
     "lift-other+rag-sentences": Way("other", "retrieve"),
@@ -209,16 +212,9 @@ class Predictor:
         if way.text == "segments":
             settings = settings.model_copy(update={"context": "retrieve", "retrieval": _SEGMENTS})
         else:
-            context = way.text if way.text in ("none", "retrieve") else "truncate"
+            context = way.text if way.text in ("none", "retrieve", "recite") else "truncate"
             settings = settings.model_copy(update={"context": context})
-
-        ranker = Ranker(model, document.title)
-
-        def rerank(question: str, texts: list[str]) -> list[float]:
-            with use_adapter(model, adapter.id if adapter else None):
-                return ranker.relevance(question, texts)
-
-        return WindowText(document.text, model.encode, settings, rerank)
+        return window_text(model, adapter, document, settings)
 
     def _fill(
         self, model: Model, item: Item, question: Question, way: Way, text: WindowText, settings: AnsweringConfig
@@ -256,7 +252,8 @@ class Predictor:
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     def _row_id(self, item: Item, question: Question, method: str) -> str:
-        answering = self._config.answering.model_dump(mode="json", exclude={"batch_tokens", "context"})
+        apart = {"batch_tokens", "context"} | (set() if METHODS[method].text == "recite" else {"recitation"})
+        answering = self._config.answering.model_dump(mode="json", exclude=apart)
         parts = {
             "benchmark": self._benchmark.name,
             "document": [item.document.id, item.document.title],

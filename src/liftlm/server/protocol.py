@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 Priority = Literal["high", "normal", "low"]
-Context = Literal["none", "truncate", "retrieve"]
+Context = Literal["none", "truncate", "retrieve", "recite"]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Alias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 PRIORITIES: dict[Priority, int] = {"high": -1, "normal": 0, "low": 1}

@@ -61,6 +61,7 @@ class Adapters(NamedArmsStudy):
             [row | {"needle": row["kind"] == NEEDLE} for row in answers], ("arm", "method", "needle")
         )
         spent, more = tabulate(costs, ("arm",), (*COSTS, "pace"))
+        timed, times = tabulate(answers, ("arm", "method"), ("seconds",))
         kept = {
             arm: quotient(answers, "token_f1", where(arm=arm, method="lift+oracle"), where(method="oracle"))
             for arm in arms
@@ -84,12 +85,14 @@ class Adapters(NamedArmsStudy):
             *(
                 Heading("Costs"),
                 spent,
+                Heading("Seconds for an answer"),
+                timed,
                 Heading(f"Against {arms[0] if arms else 'the first arm'}"),
                 compared,
                 Paragraph(text),
             ),
         ]
-        found = [*figures, *more, *paired]
+        found = [*figures, *more, *times, *paired]
         found += [{"arm": arm, "metric": "reading_kept"} | each.row() for arm, each in kept.items() if each.units]
         series = {
             method: {arm: figure(answers, "likelihood", where(arm=arm, method=method)) for arm in arms}

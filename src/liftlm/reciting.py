@@ -1,0 +1,70 @@
+"""What a model says by heart about a question: several answers, each begun in another way and followed to its end.
+
+A document that was learnt word for word is still not found by a question: which sentence comes is decided by the first few
+tokens of an answer, where other sentences' beginnings are likely too; what follows is recited without doubt
+(docs/results/recall.md). So the likeliest beginnings are all followed, and somebody else judges what was recited: recite and
+answer (Sun et al. 2023, arXiv 2210.01296), with a document's adapter on. Knows token ids only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftlm.batching import Network, end_tokens
+from liftlm.config import AnsweringConfig
+from liftlm.generating import Prompt, generate
+from liftlm.models import Model
+
+_BRANCHES = 8  # ways on from one beginning that are looked at
+
+
+def recite(model: Model, prompt: Sequence[int], settings: AnsweringConfig) -> list[str]:
+    """At most `recitation.beams` different texts, the one with the likeliest beginning first, by the adapter that is on."""
+    how = settings.recitation
+    begun = likeliest_beginnings(model, prompt, how.beams, how.beginning_tokens)
+    ends = end_tokens(model)
+    open_ones = [index for index, tokens in enumerate(begun) if tokens[-1] not in ends]
+    prompts = [Prompt([*prompt, *begun[index]], group="recited") for index in open_ones]
+    greedy = settings.model_copy(update={"temperature": 0.0, "max_new_tokens": how.rest_tokens})
+    rest = {open_ones[told.index]: told.ids for told in generate(model, prompts, greedy, seed=0, merged=False)}
+    whole = [[*(t for t in tokens if t not in ends), *rest.get(index, ())] for index, tokens in enumerate(begun)]
+    texts = [" ".join(model.decode(tokens).split()) for tokens in whole]
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+@torch.inference_mode()
+def likeliest_beginnings(model: Model, prompt: Sequence[int], beams: int, length: int) -> list[list[int]]:
+    """The continuations of `length` tokens that a beam search finds, the likeliest first; those that end earlier are shorter."""
+    network = Network(model)
+    network.refresh()
+    ends = end_tokens(model)
+    found: list[tuple[list[int], float]] = [([], 0.0)]
+    for _ in range(length):
+        going = [(tokens, score) for tokens, score in found if not tokens or tokens[-1] not in ends]
+        if not going:
+            break
+        logits = _after(model, network, prompt, [tokens for tokens, _ in going]).float()
+        best = logits.log_softmax(-1).topk(min(beams if len(going) == 1 else _BRANCHES, logits.shape[-1]))
+        wider = [pair for pair in found if pair[0] and pair[0][-1] in ends]
+        for (tokens, score), values, ids in zip(going, best.values.tolist(), best.indices.tolist(), strict=True):
+            wider += [([*tokens, token], score + value) for token, value in zip(ids, values, strict=True)]
+        found = sorted(wider, key=lambda pair: -pair[1])[:beams]
+    return [tokens for tokens, _ in found]
+
+
+def _after(model: Model, network: Network, prompt: Sequence[int], beginnings: Sequence[Sequence[int]]) -> Tensor:
+    """(beginnings, vocabulary) logits after the prompt and each of some beginnings of equal length."""
+    texts = [[*prompt[-1:], *tokens] for tokens in beginnings]
+    if network.packs(len(prompt) + len(texts[0])):
+        cache = network.new_cache()
+        if len(prompt) > 1:
+            network.fill(list(prompt[:-1]), cache)
+        return network.compute_apart(texts, len(prompt) - 1, cache)
+    whole = torch.tensor([[*prompt, *tokens] for tokens in beginnings], device=model.device)
+    network_itself: Any = model.network
+    logits: Tensor = network_itself(input_ids=whole).logits[:, -1]
+    return logits
