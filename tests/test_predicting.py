@@ -199,6 +199,29 @@ def test_interference_of_an_adapter_that_does_nothing_is_none(model: Model) -> N
     assert before.general_questions == 20 and 0 <= before.general_right <= 20
 
 
+def test_processes_of_a_launch_absorb_each_for_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model
+) -> None:
+    """As torchrun starts them, but one after the other: none may wait for the other or take its gradients."""
+
+    def run(out: str) -> list[dict[str, Any]]:
+        methods = ["--methods", "closed-book,lift,lift+recite", "--max-new-tokens", "4"]
+        sets = [part for setting in QUICK for part in ("--set", setting)]
+        where = ["--data", str(data), "--out", str(tmp_path / out), "--model", str(model.folder), "--window", "256"]
+        app(["evaluate", "jsonl", *where, *methods, *sets], standalone_mode=False)
+        found = scoring.read_predictions(tmp_path / out)[0]
+        return sorted(({k: v for k, v in row.items() if k in ("id", "answer", "answer_nll")} for row in found), key=str)
+
+    alone = run("alone")
+    for rank in (0, 1):
+        for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2)):
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("LIFT_HOME", str(tmp_path / f"home{rank}"))
+        shared = run("shared")
+        assert len(shared) == (6, 9)[rank]  # two questions of the first document by three methods, one of the second
+    assert shared == alone
+
+
 def test_the_command_from_predictions_to_report(
     model: Model, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

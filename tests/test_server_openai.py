@@ -66,7 +66,7 @@ def test_models_are_the_base_model_and_absorbed_documents(client: openai.OpenAI,
         client.models.retrieve("nothing")
 
 
-@pytest.mark.parametrize("context", ["truncate", "none", "retrieve"])
+@pytest.mark.parametrize("context", ["truncate", "none", "retrieve", "recite"])
 def test_an_answer_is_the_librarys(client: openai.OpenAI, alone: Any, context: str) -> None:
     reply = client.chat.completions.create(model="corriden", messages=ask(), extra_body={"context": context})
     expected = alone(f"answering.context={context}")

@@ -89,6 +89,19 @@ def join_processes(device: torch.device) -> Accelerator:
     return Accelerator(cpu=cpu, device_placement=False, mixed_precision="no")
 
 
+def leave_processes() -> tuple[int, int]:
+    """(rank, number) of this process among those that a launcher started, which from now on works alone.
+
+    For work whose documents are shared out: together they would average the gradients of different documents. To be called
+    when the model is loaded, as `LOCAL_RANK` decides its GPU.
+    """
+    rank, number = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if number > 1:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+    return rank, number
+
+
 def tensor_parallel_loading(config: ModelConfig, device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` is told for transformers' own tensor parallel plan; nothing without it. Raises ConfigError."""
     if config.parallel != "tensor":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -118,6 +117,7 @@ class _Run:
 
 
 def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None) -> None:
+    from liftlm.devices import leave_processes
     from liftlm.evaluation.predicting import Predictor, check_methods
     from liftlm.evaluation.report import LiveScores
     from liftlm.models import load_model
@@ -132,7 +132,7 @@ def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None)
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     loaded = load_model(config.model.name, config.model, notify=note)
-    part, parts = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    part, parts = leave_processes()
     if part == 0:
         write_file(out / _RUN, json.dumps(_describe(run, loaded), indent=1))
     live, seen = LiveScores(benchmark, questions), 0

@@ -31,14 +31,19 @@ EncoderScorer = Callable[[Sequence[str], Sequence[Sequence[str]]], EncoderScores
 CONTROL = "lift-other"
 BESIDE = ("icl", "rag", "rag-sentences", "oracle")  # texts beside which the adapter acts
 METHODS = (
-    *("closed-book", "icl", "icl-full", "rag", "rag-sentences", CONTROL, "lift"),
+    *("closed-book", "icl", "icl-full", "rag", "rag-sentences", CONTROL, "lift", f"{CONTROL}+recite", "lift+recite"),
     *(f"{adapter}+{text}" for text in BESIDE[:3] for adapter in (CONTROL, "lift")),
     *("oracle", f"{CONTROL}+oracle", "lift+oracle"),
 )  # from knowing little to knowing much; differences are later − earlier
-CONTROLLED = (("lift", CONTROL), *((f"lift+{text}", f"{CONTROL}+{text}") for text in BESIDE))
+CONTROLLED = (
+    ("lift", CONTROL),
+    ("lift+recite", f"{CONTROL}+recite"),
+    *((f"lift+{text}", f"{CONTROL}+{text}") for text in BESIDE),
+)
 COMPARED = (  # what the program claims, and what the claims are measured against
     *CONTROLLED,
-    *(("lift", "closed-book"), ("lift", "icl"), *((f"lift+{text}", text) for text in BESIDE)),
+    *(("lift", "closed-book"), ("lift", "icl"), ("lift+recite", "lift"), ("lift+recite", "icl")),
+    *((f"lift+{text}", text) for text in BESIDE),
     *(("rag", "icl"), ("rag-sentences", "icl"), ("oracle", "lift+rag"), ("oracle", "lift+rag-sentences")),
 )
 _RATED = ("loogle-summarization", "longbench/gov_report", "longbench/multi_news", "longbench/qmsum", "longbench/samsum")
