@@ -320,6 +320,13 @@ def test_without_the_text_and_without_the_adapter(
     assert base.code == 0 and "\nrag · " in base.err and "lift" not in base.err and not home.exists()
     closed = lift(capsys, *arguments, "--base", "--context", "none")
     assert "closed-book · " in closed.err and "(0 of the document)" in closed.err and closed.out != base.out
+    recited = lift(capsys, *arguments, "--context", "recite")
+    assert (
+        "lift+recite · " in recited.err
+        and " recited) · " in recited.err
+        and "From memory, perhaps wrong: “" in recited.err
+    )
+    assert "Best match" not in recited.err
     alone = lift(capsys, *arguments, "--context", "none")
     assert "lift · " in alone.err and alone.out != closed.out
 

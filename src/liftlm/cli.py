@@ -367,16 +367,18 @@ def _print_streamed(model: Model, adapter: Adapter | None, question: str, text: 
     )
     print(flush=True)
     _show_source(given)
+    origin = "recited" if given.context == "recite" else "of the document"
     note(
-        f"{given.method} · {given.prompt_tokens} prompt tokens ({given.context_tokens} of the document) · "
+        f"{given.method} · {given.prompt_tokens} prompt tokens ({given.context_tokens} {origin}) · "
         f"{given.answer_tokens} answer tokens · {given.seconds:.1f} s"
     )
 
 
 def _show_source(given: Answer) -> None:
-    """A small model misreads what it has found; the sentence itself lets the reader see it."""
+    """A small model misreads what it has found or recited; the sentence itself lets the reader see it."""
     if given.sources:
-        note(f"Best match in the text: “{given.sources[0]}”")
+        where = "From memory, perhaps wrong" if given.context == "recite" else "Best match in the text"
+        note(f"{where}: “{given.sources[0]}”")
 
 
 # --- entry point ------------------------------------------------------------------------------------------------------
