@@ -128,6 +128,13 @@ def load_in_float32(folder: Path) -> Any:
     return load_model(str(folder), ModelConfig(dtype="float32"))
 
 
+def has_quick_bfloat16() -> bool:
+    """Whether PyTorch's attention kernel runs in bfloat16: it takes AMX where there is, and fails without AVX-512."""
+    import torch
+
+    return not torch.cpu._is_amx_tile_supported() or "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has a library of its own."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import FAMILIES, save_model
+from conftest import FAMILIES, has_quick_bfloat16, save_model
 from liftlm import attention, load_model
 from liftlm.attention import fast_attention
 from liftlm.probes import owner_mask
@@ -70,8 +70,11 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_kernel_of_pytorch() -> None:
     apply: Any = attention._BlockAttention.apply
     sdpa = torch.nn.functional.scaled_dot_product_attention
     ours = errors(lambda q, k, v: apply(q, k, v, None, 8**-0.5))
-    theirs = errors(lambda q, k, v: sdpa(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), is_causal=True))
-    assert all(mine < 2 * other + 1e-3 for mine, other in zip(ours, theirs, strict=True)), (ours, theirs)
+    limits = [2**-7] * 3  # twice what rounding to bfloat16 may do to a number
+    if has_quick_bfloat16():
+        theirs = errors(lambda q, k, v: sdpa(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), is_causal=True))
+        limits = [2 * error + 1e-3 for error in theirs]
+    assert all(mine < limit for mine, limit in zip(ours, limits, strict=True)), (ours, limits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
