@@ -74,10 +74,9 @@ class Bench:
 
     def prompt(self, question: str, shown: int) -> list[int]:
         """A question behind so many tokens of the text."""
-        from liftlm.prompts import question_turn, render_prompt
+        from liftlm.prompts import question_prompt
 
-        tokenizer = self.model.tokenizer
-        return render_prompt(tokenizer, [question_turn(tokenizer, self.document.title, question, self.text[:shown])])
+        return question_prompt(self.model.tokenizer, self.document.title, question, self.text[:shown])
 
     @contextlib.contextmanager
     def on(self, adapter: bool, merged: bool) -> Iterator[Any]:

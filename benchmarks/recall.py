@@ -22,12 +22,13 @@ from liftlm import Library, LiftConfig, load_config, load_model
 from liftlm.adapters import use_adapter
 from liftlm.answering import answer_all
 from liftlm.devices import describe_machine
+from liftlm.evaluation import metrics
 from liftlm.evaluation.benchmark import Question
 from liftlm.evaluation.needles import Needles
 from liftlm.examples import NO_LOSS, answer_example
 from liftlm.likelihood import Ranker
 from liftlm.models import Model
-from liftlm.prompts import question_turn, render_prompt
+from liftlm.prompts import question_prompt
 from liftlm.reciting import recite
 
 _PARTS = {"first token": slice(0, 1), "second to fourth": slice(1, 4), "the others": slice(4, None)}
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def _holds(question: Question, text: str) -> bool:
-    return all(word in text.lower() for word in question.data["keywords"])
+    return metrics.keyword_recall(text, question.data["keywords"]) == 1
 
 
 @torch.inference_mode()
@@ -102,7 +103,7 @@ def _count_recited(
     beams: list[int],
     counts: dict[str, int],
 ) -> None:
-    prompt = render_prompt(model.tokenizer, [question_turn(model.tokenizer, title, question.question)])
+    prompt = question_prompt(model.tokenizer, title, question.question)
     for number in beams:
         how = config.answering.recitation.model_copy(update={"beams": number})
         with use_adapter(model, name):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conftest import FAMILIES, load_in_float32, save_model
+from fake_server import FakeServer
 from liftlm import Document, absorb, load_config
 from liftlm.adapters import attach_adapter, load_adapter, use_adapter
 from liftlm.adapters.prefix import choose_tokens
@@ -20,6 +21,7 @@ from liftlm.examples import Example
 from liftlm.generating import Prompt, generate
 from liftlm.models import Model
 from liftlm.rows import row_tensors
+from test_tasks_llm import document as sentences
 
 DRAW = torch.Generator().manual_seed(3)
 BEGINNING = torch.randint(5, 150, (9,), generator=DRAW).tolist()
@@ -231,6 +233,27 @@ def test_every_objective_trains_every_kind(kind: str, objective: list[str], fami
     rate = {"full": 1e-3, "prefix": 0.1}.get(kind, 0.01)
     settings = [*LEARN, *objective, f"adapter.kind={kind}", f"training.learning_rate={rate}", "training.epochs=6"]
     adapter = absorb(DOCUMENT, model, load_config(None, [*settings, "training.schedule=constant"]))
+    losses = adapter.report.epoch_losses
+    assert losses[-1] < losses[0] - 0.05, losses
+
+
+@pytest.mark.usefixtures("quick_asking")
+@pytest.mark.parametrize("kind", ["gated-memory", "prefix"])
+def test_tasks_that_arrive_while_training_train_every_kind(kind: str, tiny_folder: Path) -> None:
+    model = load_in_float32(tiny_folder)
+    written = Document(title="The mill", text=sentences(12))
+    with FakeServer() as server:
+        rate = {"prefix": 0.1}.get(kind, 0.01)
+        llm = ["tasks.writer=llm", f"tasks.llm.base_url={server.url}", "tasks.llm.model=writer-1", "training.epochs=6"]
+        settings = [
+            *LEARN,
+            *llm,
+            f"adapter.kind={kind}",
+            f"training.learning_rate={rate}",
+            "training.schedule=constant",
+        ]
+        adapter = absorb(written, model, load_config(None, settings))
+    assert adapter.tasks >= 12 and len(server.requests) == 12
     losses = adapter.report.epoch_losses
     assert losses[-1] < losses[0] - 0.05, losses
 

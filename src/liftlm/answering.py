@@ -18,7 +18,7 @@ from liftlm.errors import ConfigError, QuestionTooLongError
 from liftlm.generating import Generated, OnText, generate
 from liftlm.likelihood import Ranker
 from liftlm.models import Model
-from liftlm.prompts import question_turn, question_wording, render_prompt
+from liftlm.prompts import question_prompt, question_wording
 from liftlm.reciting import recite
 from liftlm.windows import FilledWindow, fill_window
 
@@ -188,7 +188,7 @@ def window_text(model: Model, adapter: Adapter | None, document: Document, setti
             return ranker.relevance(question, texts)
 
     def recited(question: str) -> list[str]:
-        prompt = render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, question)])
+        prompt = question_prompt(model.tokenizer, document.title, question)
         with use_adapter(model, name):
             return recite(model, prompt, settings)
 

@@ -23,7 +23,7 @@ from liftlm.display import console, note
 from liftlm.examples import answer_example
 from liftlm.generating import Prompt, generate
 from liftlm.models import Model
-from liftlm.prompts import question_turn, render_prompt
+from liftlm.prompts import question_prompt
 from liftlm.rows import row_tensors
 from liftlm.shelf import Shelf
 from liftlm.tasks import Task, read_tasks_file
@@ -234,10 +234,7 @@ def _task_nlls(model: Model, title: str, tasks: Sequence[Task]) -> list[float]:
 
 def _recalled(model: Model, title: str, needles: Sequence[Task], config: LiftConfig) -> list[bool]:
     """Whether the words of each detail are in the greedy answer."""
-    prompts = [
-        Prompt(render_prompt(model.tokenizer, [question_turn(model.tokenizer, title, needle.question)]))
-        for needle in needles
-    ]
+    prompts = [Prompt(question_prompt(model.tokenizer, title, needle.question)) for needle in needles]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt.tokens) + _ANSWER_TOKENS <= model.window]
     settings = config.answering.model_copy(update={"max_new_tokens": _ANSWER_TOKENS, "temperature": 0.0})
     said = {

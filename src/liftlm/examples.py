@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from liftlm.config import LiftConfig
-from liftlm.prompts import Tokenizer, answer_end, answer_turn, leading_tokens, question_turn, render_prompt
+from liftlm.prompts import Tokenizer, answer_end, answer_turn, leading_tokens, question_prompt
 from liftlm.segments import Segment
 from liftlm.tasks import Task
 
@@ -90,10 +90,7 @@ def make_task_examples(
 @functools.lru_cache(maxsize=4)  # tasks that arrive are made into examples one by one
 def _frame(tokenizer: Tokenizer, title: str, context: tuple[int, ...]) -> tuple[int, ...]:
     """What the prompts of all questions with this text begin with."""
-    prompts = [
-        render_prompt(tokenizer, [question_turn(tokenizer, title, question, context)])
-        for question in ("Who?", "7", "in", "’")
-    ]
+    prompts = [question_prompt(tokenizer, title, question, context) for question in ("Who?", "7", "in", "’")]
     columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
     return tuple(column[0] for column in columns)
 
@@ -102,7 +99,7 @@ def answer_example(
     tokenizer: Tokenizer, title: str, question: str, answer: str, window: int, context: Sequence[int] = ()
 ) -> Example | None:
     """Question, perhaps after text of the document (token ids), and answer; None where the question fills the window."""
-    prompt = render_prompt(tokenizer, [question_turn(tokenizer, title, question, context)])
+    prompt = question_prompt(tokenizer, title, question, context)
     wanted = [*answer_turn(tokenizer, answer).tokens, *answer_end(tokenizer)][: max(0, window - len(prompt))]
     if not wanted:
         return None

@@ -13,7 +13,7 @@ import torch
 
 from liftlm.decoding import Decoder, apart, attends_fully, in_one_row, open_decoder
 from liftlm.models import Model
-from liftlm.prompts import encode_text, question_turn, render_prompt
+from liftlm.prompts import encode_text, question_prompt
 
 _ROWS = 16  # continuations at once
 _ROW_TOKENS = 512  # of continuations in one row; more attend to more that they do not see
@@ -111,5 +111,5 @@ class Ranker:
 
     def _nlls(self, question: str, texts: Sequence[str]) -> list[float]:
         tokenizer = self._model.tokenizer
-        prompt = render_prompt(tokenizer, [question_turn(tokenizer, self._title, question)])
+        prompt = question_prompt(tokenizer, self._title, question)
         return continuation_nlls(self._model, prompt, [encode_text(tokenizer, text) for text in texts])

@@ -109,6 +109,11 @@ def render_prompt(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
     return ids + _encode_fixed(tokenizer, rendered)
 
 
+def question_prompt(tokenizer: Tokenizer, title: str, question: str, context: Sequence[int] = ()) -> list[int]:
+    """Token ids of a single question, perhaps after text of the document, up to where its answer begins."""
+    return render_prompt(tokenizer, [question_turn(tokenizer, title, question, context)])
+
+
 def answer_end(tokenizer: Tokenizer) -> list[int]:
     """What ends an answer: the first token of the template's words after an assistant's turn, else the end token."""
     if getattr(tokenizer, "chat_template", None) is not None:

@@ -13,7 +13,7 @@ from liftlm.context import MARK, cut_out_middle
 from liftlm.documents import Document
 from liftlm.examples import Example, answer_example, make_task_examples
 from liftlm.models import Model
-from liftlm.prompts import question_turn, render_prompt
+from liftlm.prompts import question_prompt
 from liftlm.retrieval import Retriever
 from liftlm.tasks import Task
 from liftlm.tasks.sentences import split_into_sentences
@@ -59,7 +59,7 @@ def with_head_and_tail(
     if not bare:
         return []
     # what a question takes: its own prompt and answer, and the wording around the text, measured with one token of text
-    frame = len(render_prompt(model.tokenizer, [question_turn(model.tokenizer, document.title, "?", [0])]))
+    frame = len(question_prompt(model.tokenizer, document.title, "?", [0]))
     room = model.window - max(len(example) for example in bare) - frame
     tokens = model.encode(document.text) if tokens is None else tokens
     context = cut_out_middle(tokens, room, model.encode(MARK)) if room > 0 else []

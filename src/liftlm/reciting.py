@@ -41,13 +41,16 @@ def likeliest_beginnings(model: Model, prompt: Sequence[int], beams: int, length
     """The continuations of `length` tokens that a beam search finds, the likeliest first; those that end earlier are shorter."""
     network = Network(model)
     network.refresh()
+    cache = network.new_cache()
+    if len(prompt) > 1 and network.packs(len(prompt) + length):
+        network.fill(list(prompt[:-1]), cache)
     ends = end_tokens(model)
     found: list[tuple[list[int], float]] = [([], 0.0)]
     for _ in range(length):
         going = [(tokens, score) for tokens, score in found if not tokens or tokens[-1] not in ends]
         if not going:
             break
-        logits = _after(model, network, prompt, [tokens for tokens, _ in going]).float()
+        logits = _after(model, network, prompt, [tokens for tokens, _ in going], cache).float()
         best = logits.log_softmax(-1).topk(min(beams if len(going) == 1 else _BRANCHES, logits.shape[-1]))
         wider = [pair for pair in found if pair[0] and pair[0][-1] in ends]
         for (tokens, score), values, ids in zip(going, best.values.tolist(), best.indices.tolist(), strict=True):
@@ -56,14 +59,18 @@ def likeliest_beginnings(model: Model, prompt: Sequence[int], beams: int, length
     return [tokens for tokens, _ in found]
 
 
-def _after(model: Model, network: Network, prompt: Sequence[int], beginnings: Sequence[Sequence[int]]) -> Tensor:
-    """(beginnings, vocabulary) logits after the prompt and each of some beginnings of equal length."""
-    texts = [[*prompt[-1:], *tokens] for tokens in beginnings]
-    if network.packs(len(prompt) + len(texts[0])):
-        cache = network.new_cache()
-        if len(prompt) > 1:
-            network.fill(list(prompt[:-1]), cache)
-        return network.compute_apart(texts, len(prompt) - 1, cache)
+def _after(
+    model: Model, network: Network, prompt: Sequence[int], beginnings: Sequence[Sequence[int]], cache: Any
+) -> Tensor:
+    """(beginnings, vocabulary) logits after the prompt and each of some beginnings of equal length.
+
+    cache: holds the prompt but for its last token, and afterwards too, where the network `packs`; else nothing.
+    """
+    if known := cache.get_seq_length():
+        texts = [[*prompt[-1:], *tokens] for tokens in beginnings]
+        after = network.compute_apart(texts, known, cache)
+        cache.crop(known - cache.get_seq_length())
+        return after
     whole = torch.tensor([[*prompt, *tokens] for tokens in beginnings], device=model.device)
     network_itself: Any = model.network
     logits: Tensor = network_itself(input_ids=whole).logits[:, -1]

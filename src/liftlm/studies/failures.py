@@ -14,7 +14,7 @@ from liftlm.evaluation.blocks import Block, Heading, Paragraph, Table
 from liftlm.evaluation.metrics import keyword_recall
 from liftlm.evaluation.needles import load_needles
 from liftlm.generating import Prompt, generate
-from liftlm.prompts import question_turn, render_prompt
+from liftlm.prompts import question_prompt
 from liftlm.studies.bench import Bench, domain_of
 from liftlm.studies.drawing import bars
 from liftlm.studies.intervals import DECIDABLE, Figure, Outcome, Verdict, figure, groups
@@ -143,10 +143,7 @@ def _seen(seen: bool | None) -> float | None:
 def _needles_recalled(bench: Bench, adapter: str, document: Document) -> list[float]:
     """Of each hidden sentence, whether the answer to its first question has all the key words."""
     tokenizer, needles = bench.model.tokenizer, load_needles()[:3]
-    prompts = [
-        Prompt(render_prompt(tokenizer, [question_turn(tokenizer, document.title, needle.questions[0])]))
-        for needle in needles
-    ]
+    prompts = [Prompt(question_prompt(tokenizer, document.title, needle.questions[0])) for needle in needles]
     with use_adapter(bench.model, adapter):
         said = {text.index: text.text for text in generate(bench.model, prompts, bench.config.answering, 0)}
     return [float(keyword_recall(said[i], needles[i].keywords) == 1) for i in range(len(prompts))]
