@@ -246,6 +246,7 @@ def test_the_command_from_predictions_to_report(
         (["evaluate", "jsonl", "--out", str(out), "--data", str(data), "--methods", "icl,magic"], "magic"),
         (["evaluate", "jsonl", "--out", str(out), "--depths", "0.5"], "has no depths"),
         (["evaluate", "jsonl", "--out", str(out), "--together"], "has no together"),
+        (["evaluate", "jsonl", "--out", str(out), "--set", "model.parallel=tensor"], "absorbs, and does not answer"),
         (["score", str(tmp_path)], "no folder of an evaluation"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from liftlm.config import LiftConfig, load_config
 from liftlm.errors import ConfigError, WriterUnreachableError
-from liftlm.examples import NO_LOSS, Example, plan_steps, plan_training
+from liftlm.examples import NO_LOSS, Example, draw_segments, plan_steps, plan_training
 from liftlm.schedule import Schedule, Step
 
 BATCH = 20
@@ -199,8 +199,7 @@ def test_estimates_by_hand() -> None:
 @pytest.mark.parametrize(("mix", "beside"), [("0.25", 3 * 1000), ("1", 0)])
 def test_estimates_follow_the_mix(mix: str, beside: int) -> None:
     schedule = Schedule(SEGMENTS, config("training.epochs=2", f"tasks.mix={mix}"), Feed(FIVES, expected=10))
-    at_hand = 0 if mix == "1" else 60
-    assert schedule.tokens == at_hand + 1000 + 1000 + beside
+    assert schedule.tokens == 2 * (1000 + beside), "in the epoch of their arrival and in the one after it"
 
 
 def test_a_run_longer_than_expected_still_has_steps_left() -> None:
@@ -257,6 +256,18 @@ class Watched(Feed):
         return super().poll(wait)
 
 
+def beside_tasks(case: Case, expected: int) -> list[list[int]]:
+    """The steps of segments in the epoch of arrival: all of them, or as many tokens as the mix leaves beside 100 a task."""
+    mix, chosen = case.settings.tasks.mix, list(range(len(case.segments)))
+    if mix is not None and case.tasks:  # where none came, and none was expected, all segments are planned at the end
+        wanted = expected * 100 * (1 - mix) / mix
+        chosen = draw_segments(chosen, case.segments, wanted, f"{case.settings.seed}/{case.arrival}")
+        sizes = [len(case.segments[index]) for index in chosen]
+        assert abs(sum(sizes) - wanted) <= max(map(len, case.segments)) / 2
+    steps = plan_steps([case.segments[index] for index in chosen], BATCH, case.arrival, case.settings.seed)
+    return [[chosen[place] for place in step] for step in steps]
+
+
 @settings(deadline=None, max_examples=200)
 @given(cases())
 def test_every_epoch_is_complete_and_nothing_waits_without_need(case: Case) -> None:
@@ -266,12 +277,12 @@ def test_every_epoch_is_complete_and_nothing_waits_without_need(case: Case) -> N
     steps, count = run(feed.schedule), len(case.segments)
     everything = [*case.segments, *case.tasks]
     assert feed.schedule.examples == everything
-    seed, alone = case.settings.seed, case.settings.tasks.mix == 1
+    seed, mix = case.settings.seed, case.settings.tasks.mix
     arriving = [step for epoch, step in steps if epoch == case.arrival]
     # the epochs before it, and segments beside the tasks: as without any tasks
     for epoch in range(case.arrival):
         assert [step for e, step in steps if e == epoch] == plan_steps(case.segments, BATCH, epoch, seed)
-    beside = [] if alone and case.tasks else plan_steps(case.segments, BATCH, case.arrival, seed)
+    beside = beside_tasks(case, feed.expected)
     assert [step for step in arriving if step[0] < count] == beside
     # each task once, as they arrived, in steps that do not depend on when
     assert [step for step in arriving if step[0] >= count] == filled(case.tasks, count)
@@ -281,7 +292,7 @@ def test_every_epoch_is_complete_and_nothing_waits_without_need(case: Case) -> N
     for received, taken in feed.idle:
         done = [step for epoch, step in taken if epoch == case.arrival]
         left = case.tasks[sum(len(step) for step in done if step[0] >= count) : received]
-        assert alone or [step for step in done if step[0] < count] == beside, "waited though segments were left"
+        assert (mix is not None and not case.tasks) or [step for step in done if step[0] < count] == beside, "waited though segments were left"
         assert len(filled(left, 0)) < 2, "waited though a step was full"
     assert feed.schedule.steps == len(steps)
     assert feed.schedule.tokens == sum(len(everything[index]) for _, step in steps for index in step)

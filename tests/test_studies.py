@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,19 @@ from conftest import save_model
 from liftlm import Document, Model
 from liftlm.config import ModelConfig, load_config
 from liftlm.errors import BenchmarkDataError, ConfigError
+from liftlm.evaluation.corpora import cut_item, parse_source, read_items
 from liftlm.models import load_model
 from liftlm.studies.registry import make_study
-from liftlm.studies.running import run_study
+from liftlm.studies.running import load_items, run_study
 from liftlm.studies.study import Conclusion, Options
 from liftlm.studies.task_quality import task_row
+from liftlm.study_commands import _writers
 from liftlm.tasks import Task
+from liftlm.tasks.replies import make_messages, make_requests
 from test_cli import lift
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from recorded_server import conversation_key, make_server, read_replies
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +196,8 @@ def test_what_cannot_be_studied_is_said(folder: Path, tmp_path: Path, capsys: py
     refused(2, "no study 'overlaps'", "overlaps")
     refused(2, "--seeds cannot be 'x'", "overlap", "--seeds", "x")
     refused(2, "--graded goes with the study tasks", "overlap", "--graded", "sheet.csv")
+    refused(2, "--writers goes with the study tasks", "overlap", "--writers", "llm")
+    refused(2, "absorbs, and does not answer", "overlap", "--set", "model.parallel=tensor")
     refused(19, "no file or folder", "overlap", "--data", tmp_path / "none.jsonl")
     (tmp_path / "text.txt").write_text("Nobody asks about this. " * 40)
     refused(19, "No document has questions", "baseline", "--data", tmp_path / "text.txt")
@@ -251,6 +261,44 @@ def test_a_sheet_is_exported_graded_and_read_back(model: Any, tmp_path: Path, tw
     (tmp_path / "graded.csv").write_text((tmp_path / "graded.csv").read_text().replace(",1,1,5", ",2,1,5", 1))
     with pytest.raises(BenchmarkDataError, match="faithful cannot be '2'"):
         run("tasks", model, tmp_path, sources=two_documents, graded=tmp_path / "graded.csv")
+
+
+def test_writers_are_compared_and_each_has_its_control(model: Any, tmp_path: Path, two_documents: Any) -> None:
+    replies = tmp_path / "replies.jsonl"  # recorded, and replayed to the writer
+    items = [item for _, source in two_documents for item in read_items(parse_source(source))]
+    with replies.open("w") as file:
+        for item in items:
+            for request in make_requests(cut_item(item, 3000).document.text):
+                pair = {"kind": "fact", "question": "What rang on that day?", "answer": request.sentence.text}
+                key = conversation_key(make_messages(request, 1))
+                file.write(json.dumps({"key": key, "reply": {"tasks": [pair | {"question": f"Say {key}?"}]}}) + "\n")
+    recorded = read_replies([replies])
+    with make_server(recorded, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        llm = [f"tasks.llm.base_url=http://127.0.0.1:{server.server_address[1]}/v1", "tasks.llm.model=recorded"]
+        run("tasks", model, tmp_path / "out", *llm, sources=two_documents, writers=("self", "llm"), questions=4)
+        server.shutdown()
+    found = rows(tmp_path / "out")
+    sets = {(row["writer"], row["document_id"]): row for row in found if row.get("what") == "set"}
+    assert {writer for writer, _ in sets} == {"extractive", "self", "llm"}
+    assert all(sets["llm", item.document.id]["tasks"] > 0 for item in items), "what was recorded passes the filters"
+    asked = {(row["writer"], row["method"]) for row in found if row.get("with") == "tasks"}
+    assert asked == {(w, m) for w in ("extractive", "self", "llm") for m in ("lift", "lift+icl", "lift-other")}
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "lift: llm − extractive" in report and "self: lift − lift-other" in report
+    with pytest.raises(ConfigError, match="no writer 'elm'"):
+        _writers("self,elm")
+
+
+def test_questions_are_drawn_of_each_class_alike(model: Any, two_documents: Any, tmp_path: Path) -> None:
+    data = tmp_path / "asked.jsonl"
+    facts = [{"question": f"Which bell rang on day {day}?", "answer": f"{day}"} for day in range(20)]
+    causes = [{"question": f"Why did bell {day} ring?", "answer": f"{day}"} for day in range(3)]
+    text = "On day 3 the bell rang. " * 20
+    data.write_text(json.dumps({"title": "x", "text": text, "questions": [*facts, *causes]}) + "\n")
+    config = load_config(None, [f"model.name={model.folder}"], {})
+    (item,) = load_items(make_study("tasks"), config, Options(sources=(("", str(data)),), questions=6))
+    assert sorted(question.data["class"] for question in item.questions) == ["causal"] * 3 + ["factual"] * 3
 
 
 def test_a_task_whose_evidence_does_not_fit_the_window_has_no_gain(tiny_model: Model) -> None:

@@ -20,6 +20,7 @@ from liftlm.arguments import (
     SetOption,
     WindowOption,
     read_config,
+    refuse_divided,
 )
 from liftlm.cluster_commands import evaluate_shared
 from liftlm.display import TrainingDisplay, console, note
@@ -69,6 +70,7 @@ def evaluate(
     from liftlm.evaluation.registry import make_benchmark
 
     resolved = read_config(config, settings, model=model, window=window)
+    refuse_divided(resolved)
     options = {
         "lengths": [_number(text, int) for text in _listed(lengths)],
         "depths": [_number(text, float) for text in _listed(depths)],

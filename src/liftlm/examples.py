@@ -137,7 +137,11 @@ def plan_training(examples: Sequence[Example], config: LiftConfig) -> list[tuple
         chosen = segments if epoch < config.tasks.first_epoch else segments + tasks
         if tasks and mix is not None and epoch >= config.tasks.first_epoch:
             wanted = 0 if mix == 1 else task_tokens * (1 - mix) / mix if mix else None
-            chosen = segments if wanted is None else _draw(segments, examples, wanted, f"{config.seed}/{epoch}") + tasks
+            chosen = (
+                segments
+                if wanted is None
+                else draw_segments(segments, examples, wanted, f"{config.seed}/{epoch}") + tasks
+            )
         for places in plan_steps([examples[i] for i in chosen], config.training.batch_tokens, epoch, config.seed):
             step = [chosen[place] for place in places]
             tokens = sum(len(examples[index]) for index in step)
@@ -148,7 +152,7 @@ def plan_training(examples: Sequence[Example], config: LiftConfig) -> list[tuple
     return plan
 
 
-def _draw(segments: Sequence[int], examples: Sequence[Example], tokens: float, seed: str) -> list[int]:
+def draw_segments(segments: Sequence[int], examples: Sequence[Example], tokens: float, seed: str) -> list[int]:
     """Segments of about so many tokens together: each once before any is drawn again."""
     draw = random.Random(seed)
     drawn: list[int] = []

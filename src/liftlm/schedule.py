@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from liftlm.config import LiftConfig, TrainingConfig
-from liftlm.examples import Example, fill_steps, plan_steps, plan_training
+from liftlm.examples import Example, draw_segments, fill_steps, plan_steps, plan_training
 
 _TASK_TOKENS = 100  # before any is known
 
@@ -37,9 +37,9 @@ class Schedule:
     """Steps one by one. Without a feed all are known at once: `plan_training`.
 
     With a feed, the first epoch with tasks takes them in the order of their arrival: a step of tasks whenever enough
-    have arrived for a full one, else a step of segments (all of them, whatever `tasks.mix`, unless that is 1), and only
-    without either does it wait (the ICML version's pipeline). The epochs after it are shuffled as ever. `taken` is what
-    was done, and what a resumed run gives back.
+    have arrived for a full one, else a step of segments (as many as `tasks.mix` asks for beside the tasks that are expected),
+    and only without either does it wait (the ICML version's pipeline). The epochs after it are shuffled as ever. `taken` is
+    what was done, and what a resumed run gives back.
     """
 
     def __init__(
@@ -55,15 +55,22 @@ class Schedule:
         if feed is None:
             self._ahead: deque[Step] = deque(plan_training(self.examples, config))
             return
-        segments = range(len(self.examples))
-        epochs = range(self._arrival + (config.tasks.mix != 1))  # the last one is shared with the tasks
         self._ahead = deque(
-            (epoch, step)
-            for epoch in epochs
-            for step in plan_steps([self.examples[index] for index in segments], self._batch, epoch, config.seed)
+            (epoch, [chosen[place] for place in step])
+            for epoch in range(self._arrival + 1)  # the last one is shared with the tasks
+            for chosen in [self._segments_of(epoch, feed.expected)]
+            for step in plan_steps([self.examples[index] for index in chosen], self._batch, epoch, config.seed)
         )
         for step in taken:
             self._give_back(step)
+
+    def _segments_of(self, epoch: int, tasks: int) -> list[int]:
+        """All, or beside the tasks that are expected as many as `tasks.mix` says, by a rough count of those tasks' tokens."""
+        everything, mix = list(range(len(self.examples))), self._config.tasks.mix
+        if epoch < self._arrival or not mix:
+            return everything
+        beside = tasks * _TASK_TOKENS * (1 - mix) / mix
+        return draw_segments(everything, self.examples, beside, f"{self._config.seed}/{epoch}")
 
     @property
     def steps(self) -> int:

@@ -7,11 +7,11 @@ import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from liftlm.arguments import ConfigOption, ModelOption, RayOption, SetOption, WindowOption, read_config
+from liftlm.arguments import ConfigOption, ModelOption, RayOption, SetOption, WindowOption, read_config, refuse_divided
 from liftlm.cluster_commands import study_shared
 from liftlm.display import note
 from liftlm.errors import ConfigError
@@ -39,6 +39,7 @@ def study(
     arms: Annotated[Path | None, typer.Option("--arms", help="adapters, recipes: YAML of named settings.")] = None,
     lengths: Annotated[str, typer.Option("--lengths", help="efficiency: tokens, comma-separated.")] = "",
     graded: Annotated[Path | None, typer.Option("--graded", help="tasks: the sheet that a person graded.")] = None,
+    writers: Annotated[str, typer.Option("--writers", help="tasks: compared with extractive, e.g. self,llm.")] = "",
     model: ModelOption = None,
     window: WindowOption = None,
     ray: RayOption = None,
@@ -54,6 +55,7 @@ def study(
     chosen = make_study(name)
     below = dict(chosen.defaults)
     resolved = read_config(config, settings, model=model, window=window, below=below)
+    refuse_divided(resolved)
     options = Options(
         sources=tuple(_source(text) for text in data or ()),
         seeds=_numbers(seeds, "--seeds"),
@@ -66,8 +68,9 @@ def study(
         arms=arms,
         lengths=_numbers(lengths, "--lengths") if lengths else (),
         graded=graded,
+        writers=_writers(writers),
     )
-    _check_study_of_options(name, arms, graded, lengths)
+    _check_study_of_options(name, arms, graded, lengths, writers)
     if ray is not None and keep:
         raise ConfigError("--keep keeps adapters of this machine, and --ray makes them elsewhere.", "Leave one out.")
     share = None if ray is None else partial(study_shared, ray)
@@ -76,12 +79,13 @@ def study(
     print(out / "report.md")
 
 
-def _check_study_of_options(name: str, arms: Path | None, graded: Path | None, lengths: str) -> None:
+def _check_study_of_options(name: str, arms: Path | None, graded: Path | None, lengths: str, writers: str) -> None:
     """Some options are one study's own."""
     for flag, given, taken in (
         ("--arms", arms, ("adapters", "recipes")),
         ("--graded", graded, ("tasks",)),
         ("--lengths", lengths or None, ("efficiency",)),
+        ("--writers", writers or None, ("tasks",)),
     ):
         if given is not None and name not in taken:
             raise ConfigError(f"{flag} goes with the study {' or '.join(taken)}, not with {name}.", "Leave it out.")
@@ -100,6 +104,16 @@ def check_plots() -> None:
 def _source(text: str) -> tuple[str, str]:
     domain, equals, path = text.partition("=")
     return (domain.strip(), path.strip()) if equals and not Path(text).exists() else ("", text)
+
+
+def _writers(text: str) -> tuple[str, ...]:
+    from liftlm.config import TasksConfig
+
+    known = [name for name in get_args(TasksConfig.model_fields["writer"].annotation) if name != "none"]
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if unknown := [name for name in found if name not in known]:
+        raise ConfigError(f"There is no writer '{unknown[0]}' to compare.", f"Writers are {', '.join(known)}.")
+    return found
 
 
 def _numbers(text: str, flag: str) -> tuple[int, ...]:

@@ -166,13 +166,13 @@ def _characters(options: Options) -> int | None:
 
 
 def _drawn(questions: Sequence[Question], options: Options, seed: int) -> tuple[Question, ...]:
-    """At most so many of each kind's share, in their order."""
+    """At most so many in all, of each kind (or class, where the study tells classes) as many, in their order."""
     most = min(options.questions or 6, 6) if options.quick else options.questions
     if most is None or len(questions) <= most:
         return tuple(questions)
     kinds: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
-        kinds.setdefault(question.kind, []).append(index)
+        kinds.setdefault(str(question.data.get("class", question.kind)), []).append(index)
     draw, kept = random.Random(seed), set[int]()
     queues = [draw.sample(found, len(found)) for found in kinds.values()]
     while len(kept) < most and any(queues):

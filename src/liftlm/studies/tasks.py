@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,11 +28,15 @@ _OF_A_SET = (
     *("tasks", "covered", "distinct_questions", "distinct_pairs", "kind_entropy", "question_words", "answer_words"),
     *("share_factual", "share_causal", "share_temporal"),
 )
+_Select = Callable[[Mapping[str, Any]], bool]
 ALL, EPOCHS, TOKENS, HALF = "tasks", "no tasks, equal epochs", "no tasks, equal tokens", "tasks on one half"
 
 
 class Tasks(Study):
-    """The extractive writer, and the one in tasks.writer where it is another. Arms are asked without and with text."""
+    """The extractive writer, and those of --writers (or tasks.writer). Arms are asked without and with text.
+
+    Where there are two documents, every writer has its control: what was absorbed with tasks about the other document.
+    """
 
     name = "tasks"
     title = "auxiliary tasks"
@@ -49,15 +53,17 @@ class Tasks(Study):
         return dataclasses.replace(item, questions=tuple(_marked(question, text) for question in item.questions))
 
     def measure(self, bench: Bench, index: int, seed: int) -> None:
-        for writer in _writers(bench.config):
+        for writer in _writers(bench.config, bench.options):
             self._look(bench, index, seed, writer)
         super().measure(bench, index, seed)
 
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
         index, methods = bench.items.index(item), ("lift", "lift+icl")
+        control = ("lift-other",) if len(bench.items) > 1 else ()
         yield Arm("base model", ("closed-book", "icl"), once=True)
-        for writer in _writers(bench.config):
-            arm = Arm(f"{ALL} ({writer})", methods, {"tasks.writer": writer}, {"writer": writer, "with": ALL})
+        for writer in _writers(bench.config, bench.options):
+            values = {"writer": writer, "with": ALL}
+            arm = Arm(f"{ALL} ({writer})", methods + control, {"tasks.writer": writer}, values)
             yield arm
             if writer == "extractive":
                 yield Arm(EPOCHS, methods, {"tasks.writer": "none"}, {"with": EPOCHS})
@@ -94,7 +100,7 @@ class Tasks(Study):
         blocks: list[Block] = [Heading("Quality of the tasks"), one, whole, Paragraph(_EXPLAINED)]
         graded, of_graded = _graded(tasks, options, folder)
         blocks += graded
-        table, of_arms = tabulate(answers, ("with", "method", "class"))
+        table, of_arms = tabulate(answers, ("with", "writer", "method", "class"))
         pairs = {
             f"{kind}, {method}: {ALL} − {other}": (
                 where(**{"with": ALL, "writer": "extractive", "method": method, "class": kind}),
@@ -105,8 +111,10 @@ class Tasks(Study):
             for kind in groups(answers, "class")
         }
         compared, of_pairs = contrasts(answers, pairs)
+        between, of_writers = contrasts(answers, _of_writers(groups(answers, "writer")))
         bias, of_bias, words = _bias(answers)
         blocks += [Heading("Quality with and without tasks, by kind of question"), table, compared]
+        blocks += [Heading("Writers, and knowledge against the control"), between]
         blocks += [Heading("Bias"), Paragraph(bias)]
         own = where(**{"with": ALL, "writer": "extractive", "method": "lift"})
         gain = difference(answers, "likelihood", own, where(**{"with": TOKENS, "method": "lift"}))
@@ -114,7 +122,7 @@ class Tasks(Study):
         verdict = Verdict(
             outcome, f"Tasks against none at equal tokens, no text: {in_words(outcome, gain, 'likelihood')}; {words}"
         )
-        found = [*figures, *more, *of_graded, *of_arms, *of_pairs, *of_bias]
+        found = [*figures, *more, *of_graded, *of_arms, *of_pairs, *of_writers, *of_bias]
         return Conclusion(verdict, found, blocks, _drawings(answers))
 
 
@@ -125,9 +133,26 @@ _EXPLAINED = (
 )
 
 
-def _writers(config: LiftConfig) -> list[str]:
-    """The configured one is an addition to the extractive."""
-    return list(dict.fromkeys(["extractive", config.tasks.writer if config.tasks.writer != "none" else "extractive"]))
+def _writers(config: LiftConfig, options: Options) -> list[str]:
+    """The extractive one, which all others are compared with, and those."""
+    others = options.writers or (config.tasks.writer,)
+    return list(dict.fromkeys(["extractive", *(writer for writer in others if writer != "none")]))
+
+
+def _of_writers(writers: Sequence[str]) -> dict[str, tuple[_Select, _Select]]:
+    """Each against the extractive one, and against its own control: the first is the worth of its tasks, the second knowledge."""
+
+    def rows(writer: str, method: str) -> _Select:
+        return where(**{"with": ALL, "writer": writer, "method": method})
+
+    against = {
+        f"{method}: {writer} − extractive": (rows(writer, method), rows("extractive", method))
+        for method in ("lift", "lift+icl")
+        for writer in writers
+        if writer != "extractive"
+    }
+    control = {f"{writer}: lift − lift-other": (rows(writer, "lift"), rows(writer, "lift-other")) for writer in writers}
+    return against | control
 
 
 def _written(bench: Bench, item: Item, writer: str, seed: int) -> list[Task]:
