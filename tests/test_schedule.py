@@ -292,7 +292,8 @@ def test_every_epoch_is_complete_and_nothing_waits_without_need(case: Case) -> N
     for received, taken in feed.idle:
         done = [step for epoch, step in taken if epoch == case.arrival]
         left = case.tasks[sum(len(step) for step in done if step[0] >= count) : received]
-        assert (mix is not None and not case.tasks) or [step for step in done if step[0] < count] == beside, "waited though segments were left"
+        planned_late = mix is not None and not case.tasks
+        assert planned_late or [step for step in done if step[0] < count] == beside, "waited though segments were left"
         assert len(filled(left, 0)) < 2, "waited though a step was full"
     assert feed.schedule.steps == len(steps)
     assert feed.schedule.tokens == sum(len(everything[index]) for _, step in steps for index in step)
