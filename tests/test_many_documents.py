@@ -360,6 +360,34 @@ def ray_workers(running: subprocess.Popen[str]) -> list[psutil.Process]:
     return [process for process in found if any("_Actor.work" in part for part in process.cmdline())]
 
 
+def test_scaling_benchmark_has_its_folder_before_it_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import scaling
+
+    folder, seen = tmp_path / "new" / "folder", []
+
+    def simulate(workers: int, *rest: object) -> dict[str, float]:
+        seen.append(folder.is_dir())
+        return {"workers": workers, "seconds_each": 0.0, "efficiency": 1.0, "documents_a_second": 1.0}
+
+    monkeypatch.setattr(scaling, "simulate", simulate)
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--out", str(folder), "--workers", "1", "--real", "0"])
+    scaling.main()
+    assert seen == [True, True] and (folder / "scaling.json").is_file() and (folder / "scaling.png").is_file()
+
+    file = tmp_path / "file"
+    file.write_text("")
+    for wrong in (file, file / "below"):
+        monkeypatch.setattr(sys, "argv", ["scaling.py", "--out", str(wrong)])
+        with pytest.raises(SystemExit) as ended:
+            scaling.main()
+        assert ended.value.code == 2 and f"{wrong} cannot be written to" in capsys.readouterr().err
+    assert len(seen) == 2
+
+
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, record_property: Callable[[str, object], None]
