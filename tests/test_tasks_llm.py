@@ -27,6 +27,7 @@ from liftlm.tasks import asking, llm
 from liftlm.tasks.filters import filter_tasks
 from liftlm.tasks.llm import LlmWriter, WriterReport
 from liftlm.tasks.replies import FORMS, Pair, make_messages, make_requests, read_reply
+from liftlm.tasks.sentences import split_into_sentences
 from liftlm.tasks.task import Task
 from test_storage import small_disk as small_disk  # a fixture
 
@@ -108,6 +109,23 @@ def test_a_request_holds_settings_schema_and_the_text_before(tmp_path: Path) -> 
     before, _, after = seventh.partition("\n\nSentence:\n")
     assert all(f"carried {n} sacks" in before for n in range(20, 26)) and "carried 26 sacks" not in before
     assert "carried 27" not in seventh and "2 different question-answer pairs" in after
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_runs_are_drawn_anew_only_when_all_have_been(seed: int) -> None:
+    """Regression: of ten runs some were the same, and so were their tasks."""
+    text = document(25)  # ten beginnings of runs of 16
+
+    def drawn(count: int) -> list[int]:
+        return [request.sentence.start for request in make_requests(text, 16, count, seed)]
+
+    begins = [sentence.start for sentence in split_into_sentences(text)][:10]
+    assert drawn(10) == begins
+    some = drawn(4)
+    assert len(set(some)) == 4 and some == sorted(some) and set(some) < set(begins)
+    assert {drawn(23).count(begin) for begin in begins} == {2, 3} and len(drawn(23)) == 23
+    assert len({tuple(make_requests(text, 16, 4, other)) for other in range(20)}) > 15, "not at random"
+    assert make_requests("", 16, 10, seed) == [] and len(make_requests(document(3), 16, 2, seed)) == 2
 
 
 def test_words_about_a_single_sentence_stay_as_they_were() -> None:

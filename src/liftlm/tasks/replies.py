@@ -75,16 +75,15 @@ def make_requests(text: str, together: int = 1, count: int | None = None, seed: 
     """One for every sentence of the document that says enough to be asked about, in order.
 
     together: so many neighbouring sentences are asked about as one; count: so many such runs drawn at random, wherever they
-    begin (the first version of LIFT: 10 runs of 16), instead of all, one after the other.
+    begin (the first version of LIFT: 10 runs of 16), instead of all, one after the other. No beginning is drawn again before
+    all have been.
     """
     sentences = split_into_sentences(text)
     starts = list(range(0, len(sentences), together))
-    if count is not None:
-        starts = (
-            sorted(random.Random(seed).choices(range(max(1, len(sentences) - together + 1)), k=count))
-            if sentences
-            else []
-        )
+    if count is not None and sentences:
+        draw, begins = random.Random(seed), range(max(1, len(sentences) - together + 1))
+        rounds = range(-(-count // len(begins)))
+        starts = sorted([start for _ in rounds for start in draw.sample(begins, len(begins))][:count])
     requests = []
     for start in starts:
         run = sentences[start : start + together]
