@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SEGMENTS = {"segments.segment_tokens": 2048, "segments.stride_tokens": 768, "segments.overlap_tokens": 1280}
 ONE_STEP = {"training.batch_tokens": 10**9, "training.schedule": "constant", "training.warmup_fraction": 0.0}
 ADAMW = {"training.weight_decay": 1e-4, "training.beta1": 0.9, "training.beta2": 0.98, "training.eps": 1e-8}
+ADAMW |= {"training.max_grad_norm": 1.0}
 TASKS_ONLY = {"tasks.writer": "llm", "tasks.mix": 1.0, "tasks.reading": 0.0, "tasks.sentences_together": 1}
 WIDE_LORA = {
     "adapter.kind": "lora",
