@@ -24,8 +24,8 @@ PROMPT_TOKENS, COMPLETION_TOKENS = 100, 20  # of every exchange
 
 
 def sentence_of(body: dict[str, Any]) -> str:
-    """The sentence that a request is about."""
-    found = re.search(r"^Sentence:\n(.+)$", body["messages"][-1]["content"], re.M)
+    """The sentence, or run of sentences, that a request is about."""
+    found = re.search(r"^Sentences?:\n(.+)$", body["messages"][-1]["content"], re.M)
     assert found, body
     return found[1]
 

@@ -479,14 +479,14 @@ def test_absorbing_with_given_tasks_trains_on_them(
 def test_absorbing_writes_tasks_by_itself(
     capsys: pytest.CaptureFixture[str], book: Path, tiny_folder: Path, home: Path
 ) -> None:
-    """As it is without any setting of tasks: extractive, some of them shown with text to read."""
+    """As it is without any setting of tasks: extractive, all of them asked without text."""
     from liftlm import LiftConfig, load_document
     from liftlm.tasks import read_tasks_file
     from liftlm.tasks.extractive import write_extractive_tasks
 
     settings = [setting for setting in SMALL[1::2] if setting != "tasks.writer=none"]
     more = ["--model", tiny_folder, *(part for setting in settings for part in ("--set", setting))]
-    result = lift(capsys, "absorb", book, *more, "--set", "training.epochs=1", "--set", "tasks.passage_characters=80")
+    result = lift(capsys, "absorb", book, *more, "--set", "training.epochs=1")
     assert result.code == 0, result.err
     text = load_document(book).text
     expected = write_extractive_tasks(text, LiftConfig().tasks.per_sentence)

@@ -517,14 +517,3 @@ def settings_of(branch: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             names.append(prefix + name)
     return names
-
-
-def test_lift_segments_v1_is_the_authors_recipe() -> None:
-    config = load_config(CONFIGS / "lift-segments-v1.yaml")
-    training = config.training
-    assert (config.segments.segment_tokens, config.segments.overlap_tokens) == (2048, 1280)
-    assert (config.adapter.kind, training.epochs, training.learning_rate) == ("full", 5, 3e-6)
-    assert (training.beta1, training.beta2, training.eps, training.weight_decay) == (0.9, 0.98, 1e-8, 1e-4)
-    assert (training.max_grad_norm, training.schedule, training.warmup_fraction) == (1.0, "constant", 0.0)
-    assert training.batch_tokens >= 10**9, "an epoch is one step"
-    assert config.tasks.writer == "none", "segments only"

@@ -309,6 +309,21 @@ def test_some_are_also_read_with_the_text_and_taught_alone(model: Model) -> None
     assert 0 < sum(e.together for e in some) < len(read)
 
 
+@pytest.mark.parametrize("show", ["retrieve", "truncate"])
+def test_the_teacher_does_not_depend_on_the_text_that_is_shown(show: str, model: Model) -> None:
+    """Regression: with other text than the passage `tasks.teacher_weight` did nothing, in silence."""
+    other = ["tasks.reading=0.5", f"tasks.show={show}"]
+    examples, soft = task_examples(model, DOCUMENT, TASKS, config("tasks.teacher_weight=0.4", *other))
+    alone, expected = task_examples(model, DOCUMENT, TASKS, config("tasks.teacher_weight=0.4"))
+    plain, none = task_examples(model, DOCUMENT, TASKS, config(*other))
+    assert soft is not None and expected is not None and none is None
+    assert examples[: len(TASKS)] == alone and sum(e.soft is not None for e in alone) == len(TASKS) - 1
+    assert torch.equal(soft.tokens, expected.tokens) and torch.equal(soft.shares, expected.shares)
+    beside = examples[len(TASKS) :]
+    assert beside == plain[len(TASKS) :] and 0 < len(beside) < len(TASKS)
+    assert all(e.soft is None and not e.soft_weight for e in beside), "beside other text the task's answer is learnt"
+
+
 @pytest.fixture
 def no_teacher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Model, "top_tokens", lambda *arguments: pytest.fail("the base model was asked"))

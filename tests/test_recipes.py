@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from liftlm import Document, Library, load_config, load_model
 from liftlm.absorbing import Adapter
 from liftlm.generating import Generated, Prompt
 from liftlm.models import Model
+from liftlm.segments import split_into_segments
 from liftlm.training import StepMetrics
 from test_config import CONFIGS
 from test_tasks_llm import document as sentences
@@ -28,6 +30,61 @@ DOCUMENT = Document(title="The mill", text=sentences(SENTENCES))
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wide enough for the papers' rank of 128."""
     return save_model(tmp_path_factory.mktemp("models") / "wide", window=4096, seed=1, width=160)
+
+
+# arXiv 2412.13626 and 2502.14644 v4, and their authors' code: what is not the default, or must not follow a default that changes
+SEGMENTS = {"segments.segment_tokens": 2048, "segments.stride_tokens": 768, "segments.overlap_tokens": 1280}
+ONE_STEP = {"training.batch_tokens": 10**9, "training.schedule": "constant", "training.warmup_fraction": 0.0}
+ADAMW = {"training.weight_decay": 1e-4, "training.beta1": 0.9, "training.beta2": 0.98, "training.eps": 1e-8}
+ADAMW |= {"training.max_grad_norm": 1.0}
+TASKS_ONLY = {"tasks.writer": "llm", "tasks.mix": 1.0, "tasks.reading": 0.0, "tasks.sentences_together": 1}
+WIDE_LORA = {
+    "adapter.kind": "lora",
+    "adapter.rank": 128,
+    "adapter.alpha": 256.0,
+    "adapter.target_modules": "all-linear",
+}
+SHOWN = {"answering.context": "truncate"}
+PAPERS: dict[str, dict[str, Any]] = {
+    "lift-segments-v1": SEGMENTS
+    | ONE_STEP
+    | ADAMW
+    | SHOWN
+    | {"adapter.kind": "full", "tasks.writer": "none", "training.epochs": 5, "training.learning_rate": 3e-6},
+    "lift-v1": SEGMENTS
+    | ONE_STEP
+    | ADAMW
+    | SHOWN
+    | {"tasks.writer": "self", "tasks.requests": 10, "tasks.sentences_together": 16, "tasks.per_sentence": 1}
+    | {"tasks.first_epoch": 2, "tasks.reading": 1.0, "tasks.show": "truncate", "tasks.mix": None}
+    | {"adapter.kind": "lora", "adapter.rank": 128, "adapter.alpha": 128.0, "adapter.initialization": "pissa"}
+    | {"adapter.target_modules": "all-linear", "training.epochs": 5, "training.learning_rate": 1e-5},
+    "lift-v4": TASKS_ONLY
+    | WIDE_LORA
+    | SHOWN
+    | {"tasks.per_sentence": 10, "training.epochs": 5, "training.learning_rate": 5e-5},
+    "lift-v4-fast": TASKS_ONLY
+    | WIDE_LORA
+    | SHOWN
+    | {"tasks.per_sentence": 1, "training.epochs": 1, "training.learning_rate": 3e-4},
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_numbers_are_the_papers(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    assert {key: operator.attrgetter(key)(config) for key in PAPERS[name]} == PAPERS[name]
+
+
+def test_every_recipe_of_the_papers_is_checked() -> None:
+    assert {path.stem for path in CONFIGS.glob("lift-*.yaml")} == set(PAPERS)
+
+
+def test_segments_begin_768_tokens_apart() -> None:
+    """As the first version cuts them: so long a document that none has to be moved."""
+    settings = load_config(CONFIGS / "lift-v1.yaml").segments
+    made = split_into_segments(range(2048 + 3 * 768), settings.segment_tokens, settings.overlap_tokens)
+    assert [(segment.tokens[0], len(segment.tokens)) for segment in made] == [(768 * n, 2048) for n in range(4)]
 
 
 @pytest.mark.usefixtures("quick_asking")
@@ -81,7 +138,7 @@ def test_the_first_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(
         model.decode(prompt.tokens).rpartition("Sentence: ")[2].partition("\n")[0].count(".") == 16 for prompt in asked
     )
-    assert 1 <= adapter.tasks <= 10  # runs drawn twice give the same task, which is a duplicate
+    assert adapter.tasks == 10
     assert {step.learning_rate for step in seen} == {1e-5}
     assert [step.epoch for step in seen] == [1, 2, 3, 3, 4, 5], "one step an epoch, and one more where tasks arrive"
     rank, alpha = stored(adapter)

@@ -15,6 +15,7 @@ from conftest import save_model
 from liftlm import Document, Model
 from liftlm.config import ModelConfig, load_config
 from liftlm.errors import BenchmarkDataError, ConfigError
+from liftlm.evaluation.blocks import Table
 from liftlm.evaluation.corpora import cut_item, parse_source, read_items
 from liftlm.models import load_model
 from liftlm.studies.registry import make_study
@@ -64,7 +65,26 @@ def test_a_study_leaves_a_whole_folder(name: str, model: Any, tmp_path: Path) ->
     assert figures and all(row["seeds"] in ("0", "0 1") and int(row["units"]) > 0 for row in figures)
     assert all(row["low"] and row["high"] for row in figures if int(row["units"]) >= 3)
     assert {row["seed"] for row in rows(tmp_path)} == set(seeds)
+    assert ("## Reading kept" in report) is (name in ("adapters", "recipes"))
     assert not list((tmp_path / "work").rglob("*.safetensors")), "adapters are gone once they were asked"
+
+
+@pytest.mark.parametrize("name", ["adapters", "recipes"])
+def test_reading_kept_is_what_the_adapter_leaves_of_f1_beside_the_evidence(name: str, tmp_path: Path) -> None:
+    def answer(unit: int, arm: str, method: str, f1: float) -> dict[str, Any]:
+        named = {"document_id": "d", "unit": str(unit), "seed": 0, "kind": "fact", "arm": arm, "method": method}
+        return named | {"token_f1": f1, "likelihood": -f1, "seconds": 1.0}
+
+    answers = [answer(unit, "base model", "oracle", 0.8 if unit % 2 else 0.4) for unit in range(12)]
+    answers += [answer(unit, "small", "lift+oracle", 0.2 if unit % 2 else 0.4) for unit in range(12)]
+    answers += [answer(unit, "large", "lift+oracle", 0.8 if unit % 2 else 0.4) for unit in range(6)]
+    answers += [answer(unit, arm, "lift", 0.9) for unit in range(12) for arm in ("small", "large")]
+    costs = [{"what": "costs", "arm": arm, "document_id": "d", "unit": "0", "seed": 0} for arm in ("small", "large")]
+    conclusion = make_study(name).conclude([*costs, *answers], Options(), tmp_path)
+    (table,) = [block for block in conclusion.blocks if isinstance(block, Table) and "reading kept" in block.header]
+    assert [(line[0], line[1][:4], line[2]) for line in table.rows] == [("small", "0.50", "12"), ("large", "1.00", "6")]
+    kept = {row["arm"]: row["mean"] for row in conclusion.figures if row["metric"] == "reading_kept"}
+    assert kept == {"small": pytest.approx(0.5), "large": pytest.approx(1.0)}
 
 
 def check_costs(model: Any, out: Path, **options: Any) -> Conclusion:

@@ -377,7 +377,7 @@ def test_a_hundred_thousand_tokens_a_minute() -> None:
     write_extractive_tasks(text, 3)
     seconds = time.process_time() - started
     tokens = len(text) / 4
-    assert tokens / seconds * 60 > 100_000 / 3  # three times slower than promised: other machines, busy ones
+    assert tokens / seconds * 60 >= 100_000
 
 
 # --- other texts ------------------------------------------------------------------------------------------------------

@@ -126,6 +126,7 @@ def test_malformed(question: str, answer: str) -> None:
         "The text does not say.",
         "The passage doesn’t mention this.",
         "The sentence did not explicitly state the year.",
+        "The sentences do not say.",
         "No, the text does not say",
         "I don't know.",
         "I do not know the answer",

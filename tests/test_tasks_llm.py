@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import hashlib
 import json
 import signal
 import subprocess
@@ -24,7 +26,8 @@ from liftlm.errors import ConfigError, DiskFullError, NoWritePermissionError, Wr
 from liftlm.tasks import asking, llm
 from liftlm.tasks.filters import filter_tasks
 from liftlm.tasks.llm import LlmWriter, WriterReport
-from liftlm.tasks.replies import FORMS, Pair, make_requests, read_reply
+from liftlm.tasks.replies import FORMS, Pair, make_messages, make_requests, read_reply
+from liftlm.tasks.sentences import split_into_sentences
 from liftlm.tasks.task import Task
 from test_storage import small_disk as small_disk  # a fixture
 
@@ -106,6 +109,68 @@ def test_a_request_holds_settings_schema_and_the_text_before(tmp_path: Path) -> 
     before, _, after = seventh.partition("\n\nSentence:\n")
     assert all(f"carried {n} sacks" in before for n in range(20, 26)) and "carried 26 sacks" not in before
     assert "carried 27" not in seventh and "2 different question-answer pairs" in after
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_runs_are_drawn_anew_only_when_all_have_been(seed: int) -> None:
+    """Regression: of ten runs some were the same, and so were their tasks."""
+    text = document(25)  # ten beginnings of runs of 16
+
+    def drawn(count: int) -> list[int]:
+        return [request.sentence.start for request in make_requests(text, 16, count, seed)]
+
+    begins = [sentence.start for sentence in split_into_sentences(text)][:10]
+    assert drawn(10) == begins
+    some = drawn(4)
+    assert len(set(some)) == 4 and some == sorted(some) and set(some) < set(begins)
+    assert {drawn(23).count(begin) for begin in begins} == {2, 3} and len(drawn(23)) == 23
+    assert len({tuple(make_requests(text, 16, 4, other)) for other in range(20)}) > 15, "not at random"
+    assert make_requests("", 16, 10, seed) == [] and len(make_requests(document(3), 16, 2, seed)) == 2
+
+
+def test_words_about_a_single_sentence_stay_as_they_were() -> None:
+    """What was recorded of language models is found by the hash of the whole conversation."""
+    text = "# The mill\n\nAnna carried 20 sacks of barley over the bridge. Bert followed her with the cart."
+    made = [json.dumps(make_messages(request, 3), sort_keys=True) for request in make_requests(text)]
+    found = [hashlib.sha256(conversation.encode()).hexdigest()[:16] for conversation in made]
+    assert found == ["739dbf5f5256fd91", "195f94cf2943a873"]
+
+
+def test_a_run_of_sentences_is_asked_about_as_several(tmp_path: Path) -> None:
+    """The evidence of its tasks is the whole run; a sentence that is left alone at the end is a single one."""
+    text, cache = "# The mill\n\n" + document(5), tmp_path / "tasks.jsonl"
+    with FakeServer() as server:
+        settings = config(server.url).model_copy(update={"sentences_together": 2})
+        lists, report = run(text, settings, cache)
+        assert (report.sentences, report.written, report.requests) == (3, 3, 3)
+        bodies = sorted(server.requests, key=lambda body: text.index(sentence_of(body)[:20]))
+        run(text, settings, cache)
+        assert len(server.requests) == 3, "asked again"
+        alone = make_messages(make_requests(text)[-1], 2)
+        assert bodies[2]["messages"] == alone and "sentences" not in alone[1]["content"].lower()
+    for body, first in zip(bodies[:2], (0, 2), strict=True):
+        system, user = (message["content"] for message in body["messages"])
+        pair = [
+            f"{NAMES[n]} carried {n + 20} sacks of barley over the bridge at Anna mill." for n in (first, first + 1)
+        ]
+        assert (
+            f"\n\nSentences:\n{' '.join(pair)}\n\nWrite 2 different question-answer pairs about these sentences. "
+            in user
+        )
+        assert user.startswith("Text before the sentences:\n[The mill]") and "this sentence" not in user
+        assert "about neighbouring sentences of a document" in system and "from the sentences alone" in system
+        assert "{" not in system and "the sentence " not in system and "one sentence of" not in system
+        (tasks,) = [some for some in lists if some[0].answer == " ".join(pair)]
+        assert {(task.start, task.end) for task in tasks} == {
+            (text.index(pair[0]), text.index(pair[1]) + len(pair[1]))
+        }, "not the whole run"
+
+
+def test_what_was_written_about_a_single_sentence_is_not_taken_for_a_run() -> None:
+    """Of the same words: a heading's sentence, say, that another reading of the document splits in two."""
+    (single,) = make_requests("Anna carried 20 sacks of barley over the bridge.")
+    several = dataclasses.replace(single, sentences=2)
+    assert llm._key(single, config("http://x/v1")) != llm._key(several, config("http://x/v1"))
 
 
 def test_the_text_before_is_whole_sentences_and_at_most_2048_characters() -> None:

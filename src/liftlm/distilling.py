@@ -32,18 +32,19 @@ def task_examples(
 ) -> tuple[list[Example], SoftTargets | None]:
     """Examples of all tasks, those of `tasks.reading` also with text, and the soft targets that they count in.
 
-    `cache`, a safetensors file, keeps what the teacher said. Tasks whose evidence is in no passage have the plain label.
-    Raises DiskFullError, NoWritePermissionError.
+    `cache`, a safetensors file, keeps what the teacher said. Tasks whose evidence is in no passage have the plain label, and
+    so have those that are shown other text than the passage. Raises DiskFullError, NoWritePermissionError.
     """
     settings, tokenizer, title = config.tasks, model.tokenizer, document.title
     draw = random.Random(f"{config.seed}/reading")
+    reading = settings.reading if settings.show == "passage" else 0.0  # of the passage, with the teacher
+    shown: list[Example] = []
     if settings.show == "retrieve":
-        examples = make_task_examples(tasks, tokenizer, title, model.window)
-        return examples + with_text(model, document, tasks, config), None
-    if settings.show == "truncate" or not (settings.reading or settings.teacher_weight):
-        shown = draw.sample(list(tasks), round(settings.reading * len(tasks)))
-        examples = make_task_examples(tasks, tokenizer, title, model.window)
-        return examples + with_head_and_tail(model, document, shown), None
+        shown = with_text(model, document, tasks, config)
+    elif settings.show == "truncate":
+        shown = with_head_and_tail(model, document, draw.sample(list(tasks), round(settings.reading * len(tasks))))
+    if not (reading or settings.teacher_weight):
+        return make_task_examples(tasks, tokenizer, title, model.window) + shown, None
     passages = split_into_passages(document.text, tasks, settings.passage_characters)
     inside = {task for passage in passages for task in passage.tasks}
     examples = make_task_examples([task for task in tasks if task not in inside], tokenizer, title, model.window)
@@ -56,7 +57,7 @@ def task_examples(
         for task in passage.tasks:
             for student in make_task_examples([task], tokenizer, title, model.window):
                 examples.append(student)
-                reads = draw.random() < settings.reading
+                reads = draw.random() < reading
                 teacher = answer_example(tokenizer, title, task.question, task.answer, model.window, context)
                 if teacher is None or teacher.targets != student.targets or not (reads or settings.teacher_weight):
                     continue  # the passage leaves no room for the whole answer, or nobody wants to know
@@ -68,7 +69,7 @@ def task_examples(
                 row += teacher.targets
         taught.append(share_beginning(teachers, "passage"))
         examples += share_beginning(read, f"passage {number}", together=True)
-    return examples, _soft_targets(model, taught, config, cache) if row else None
+    return examples + shown, _soft_targets(model, taught, config, cache) if row else None
 
 
 def _soft_targets(

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 from liftlm.absorbing import absorb
 from liftlm.adapters import remove_adapter
-from liftlm.evaluation.blocks import Block, Heading, Paragraph, Table
+from liftlm.evaluation.blocks import Block, Heading, Paragraph
 from liftlm.studies.arms import COSTS, NamedArmsStudy, costs_of
 from liftlm.studies.bench import Bench, with_settings
 from liftlm.studies.drawing import bars
-from liftlm.studies.intervals import Figure, Outcome, Verdict, difference, figure, groups, quotient, share_above
+from liftlm.studies.intervals import Figure, Outcome, Verdict, difference, figure, groups, share_above
 from liftlm.studies.questions import NEEDLE
 from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row
-from liftlm.studies.tables import contrasts, in_words, shown, tabulate, where
+from liftlm.studies.tables import contrasts, in_words, reading_kept, shown, tabulate, where
 
 _TRIAL_STEPS = 6  # in which an arm's pace is measured; the first is not counted
 _METHODS = ("lift", "lift+icl", "lift+oracle")
@@ -62,13 +62,7 @@ class Adapters(NamedArmsStudy):
         )
         spent, more = tabulate(costs, ("arm",), (*COSTS, "pace"))
         timed, times = tabulate(answers, ("arm", "method"), ("seconds",))
-        kept = {
-            arm: quotient(answers, "token_f1", where(arm=arm, method="lift+oracle"), where(method="oracle"))
-            for arm in arms
-        }
-        reading = Table(
-            ["arm", "reading kept", "n"], [[arm, each.shown(2), str(each.units)] for arm, each in kept.items()]
-        )
+        reading, kept = reading_kept(answers, arms)
         pairs = {
             f"{arm} − {arms[0]}, {method}": (where(arm=arm, method=method), where(arm=arms[0], method=method))
             for arm in arms[1:]
@@ -92,8 +86,7 @@ class Adapters(NamedArmsStudy):
                 Paragraph(text),
             ),
         ]
-        found = [*figures, *more, *times, *paired]
-        found += [{"arm": arm, "metric": "reading_kept"} | each.row() for arm, each in kept.items() if each.units]
+        found = [*figures, *more, *times, *paired, *kept]
         series = {
             method: {arm: figure(answers, "likelihood", where(arm=arm, method=method)) for arm in arms}
             for method in _METHODS

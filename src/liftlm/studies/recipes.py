@@ -13,7 +13,7 @@ from liftlm.studies.drawing import bars
 from liftlm.studies.intervals import Figure, Outcome, Verdict, difference, figure, groups, share_above
 from liftlm.studies.questions import NEEDLE
 from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row
-from liftlm.studies.tables import contrasts, in_words, shown, tabulate, where
+from liftlm.studies.tables import contrasts, in_words, reading_kept, shown, tabulate, where
 
 _METHODS = ("lift", "lift+oracle", "lift-other", "lift-other+oracle")
 _NOT_WORSE = -0.05  # nats
@@ -47,6 +47,7 @@ class Recipes(NamedArmsStudy):
         quality, figures = tabulate(
             [row | {"needle": row["kind"] == NEEDLE} for row in answers], ("arm", "method", "needle")
         )
+        reading, kept = reading_kept(answers, arms)
         spent, more = tabulate(costs, ("arm",), COSTS)
         own = {
             f"{arm}: {first} − {second}": (where(arm=arm, method=first), where(arm=arm, method=second))
@@ -63,10 +64,11 @@ class Recipes(NamedArmsStudy):
         compared, paired = contrasts(answers, pairs)
         text = (
             "lift-other: another document's adapter of the same recipe. lift+oracle: with the evidence in the window. "
+            "reading kept: its token F1 / that of the base model with the evidence. "
             "needle: questions about sentences hidden in the text. unrelated rise: of the loss on unrelated text, relative."
         )
         blocks: list[Block] = [
-            *(Heading("Answers"), quality, Heading("Against the control"), known),
+            *(Heading("Answers"), quality, Heading("Reading kept"), reading, Heading("Against the control"), known),
             *(Heading(f"Against {arms[0] if arms else 'the first arm'}"), compared, Heading("Costs"), spent),
             Paragraph(text),
         ]
@@ -76,7 +78,7 @@ class Recipes(NamedArmsStudy):
             if "lift" in method
         }
         drawing = Drawing("arms", "Likelihood of the answers, by arm and method", bars(series, "nats a token"))
-        return Conclusion(_verdict(answers, arms), [*figures, *more, *controlled, *paired], blocks, [drawing])
+        return Conclusion(_verdict(answers, arms), [*figures, *more, *kept, *controlled, *paired], blocks, [drawing])
 
 
 def _verdict(rows: Sequence[Row], arms: Sequence[str]) -> Verdict:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from liftlm.evaluation.blocks import Table
-from liftlm.studies.intervals import Figure, Outcome, Row, difference, figure, groups
+from liftlm.studies.intervals import Figure, Outcome, Row, difference, figure, groups, quotient
 
 LABELS = {
     "likelihood": "log-likelihood of the answer, nats a token",
@@ -75,6 +75,15 @@ def contrasts(
     return Table(["difference", "n", *map(label, metrics)], lines), figures
 
 
+def reading_kept(rows: Sequence[Row], arms: Sequence[Any]) -> tuple[Table, list[dict[str, Any]]]:
+    """A line for each arm: token F1 with the evidence in the window, with the adapter / without ("lift+oracle" / "oracle")."""
+    bare = where(method="oracle")
+    kept = {arm: quotient(rows, "token_f1", where(arm=arm, method="lift+oracle"), bare) for arm in arms}
+    lines = [[_name(arm), each.shown(2), str(each.units)] for arm, each in kept.items()]
+    figures = [{"arm": arm, "metric": "reading_kept"} | each.row() for arm, each in kept.items() if each.units]
+    return Table(["arm", "reading kept", "n"], lines), figures
+
+
 def where(**wanted: Any) -> Callable[[Row], bool]:
     """Rows whose columns have these values; a tuple stands for any of its values."""
 
@@ -109,6 +118,7 @@ __all__ = [
     "in_words",
     "label",
     "present",
+    "reading_kept",
     "shown",
     "tabulate",
     "telling",

@@ -62,7 +62,7 @@ _CHOICE = re.compile(
 
 _TEXT = (
     r"(?:the |this |that |above |given |provided )*"
-    r"(?:text|passage|sentence|document|context|excerpt|paragraph|article|story|author|question)"
+    r"(?:text|passage|sentences?|document|context|excerpt|paragraph|article|story|author|question)"
 )
 _TELL = (
     r"(?:(?:mention|specif|stat|provid|indicat|describ|explain|contain|includ|answer|reveal|clarif|disclos)\w*"

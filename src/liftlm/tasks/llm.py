@@ -218,7 +218,7 @@ class LlmWriter:
 
 def _key(request: Request, config: TasksConfig) -> str:
     """What a sentence's tasks depend on, and so what makes them worth keeping."""
-    parts = {
+    parts: dict[str, object] = {
         "sentence": request.sentence.text,
         "context": request.context,
         "per_sentence": config.per_sentence,
@@ -226,6 +226,8 @@ def _key(request: Request, config: TasksConfig) -> str:
         "temperature": config.llm.temperature,
         "prompt": PROMPT_VERSION,
     }
+    if request.sentences > 1:
+        parts["sentences"] = request.sentences  # worded otherwise
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 

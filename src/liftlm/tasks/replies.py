@@ -1,4 +1,4 @@
-"""What a language model is asked for when it writes tasks about one sentence, and how its reply is read.
+"""What a language model is asked for when it writes tasks about a sentence or a run of them, and how its reply is read.
 
 The request: the words of the prompt and a JSON schema. The reply: JSON if the model did as told; otherwise whatever questions and
 answers can be found in it. Knows nothing of servers or models.
@@ -23,27 +23,43 @@ _CONTEXT = 2048  # characters of the text before a sentence, at most
 _ENOUGH = 512  # characters of it, at least, where short paragraphs (dialogue) precede
 _LONGEST_REPLY = 32_768  # characters that are looked at
 
-_SYSTEM = """You write questions and answers about one sentence of a document, for a reader who must later answer without it.
+_SYSTEM = """You write questions and answers about {what} of a document, for a reader who must later answer without it.
 
 Rules:
-- Every question can be answered from the sentence alone; the text before it only tells who "she" or what "there" is.
+- Every question can be answered from {source} alone; the text before {it} only tells who "she" or what "there" is.
 - Write names instead of pronouns, so that each question can be understood by itself.
-- Never mention the sentence, the text, the passage or the author.
+- Never mention {source}, the text, the passage or the author.
 - An answer is short and complete: a few words, or one sentence where a reason is asked for.
 - Use the document's own words and numbers in answers. A question never contains its answer.
 - Make the questions as different as you can, in what they ask for and in their wording. Forms: fact (what, which), who,
-  when, where, how many, reason (why, how), relation (between two things), paraphrase (the sentence's content, asked for in
+  when, where, how many, reason (why, how), relation (between two things), paraphrase ({whose} content, asked for in
   other words), order (what came before or after what).
 - Write in the document's language."""
+# the words about a single sentence are part of what recorded conversations are found by
+_ONE = {
+    "what": "one sentence",
+    "source": "the sentence",
+    "it": "it",
+    "whose": "the sentence's",
+    "these": "this sentence",
+}
+_SEVERAL = {
+    "what": "neighbouring sentences",
+    "source": "the sentences",
+    "it": "them",
+    "whose": "a sentence's",
+    "these": "these sentences",
+}
 _FORMAT = 'Reply with JSON only: {"tasks": [{"kind": "who", "question": "…", "answer": "…"}, …]}.'
 
 
 @dataclass(frozen=True)
 class Request:
-    """One sentence to be asked about, with the text that precedes it."""
+    """One sentence, or a run of them as one, to be asked about, with the text that precedes it."""
 
     sentence: Sentence
     context: str  # heading and text before, perhaps ""
+    sentences: int = 1  # so many in it
 
 
 @dataclass(frozen=True)
@@ -59,30 +75,34 @@ def make_requests(text: str, together: int = 1, count: int | None = None, seed: 
     """One for every sentence of the document that says enough to be asked about, in order.
 
     together: so many neighbouring sentences are asked about as one; count: so many such runs drawn at random, wherever they
-    begin (the first version of LIFT: 10 runs of 16), instead of all, one after the other.
+    begin (the first version of LIFT: 10 runs of 16), instead of all, one after the other. No beginning is drawn again before
+    all have been.
     """
     sentences = split_into_sentences(text)
     starts = list(range(0, len(sentences), together))
-    if count is not None:
-        starts = (
-            sorted(random.Random(seed).choices(range(max(1, len(sentences) - together + 1)), k=count))
-            if sentences
-            else []
-        )
+    if count is not None and sentences:
+        draw, begins = random.Random(seed), range(max(1, len(sentences) - together + 1))
+        rounds = range(-(-count // len(begins)))
+        starts = sorted([start for _ in rounds for start in draw.sample(begins, len(begins))][:count])
     requests = []
     for start in starts:
         run = sentences[start : start + together]
         whole = replace(run[0], end=run[-1].end, text=" ".join(sentence.text for sentence in run))
         if len(words(whole.text)) >= _FEWEST_WORDS:
-            requests.append(Request(whole, _context(sentences, start)))
+            requests.append(Request(whole, _context(sentences, start), len(run)))
     return requests
 
 
 def make_messages(request: Request, count: int) -> list[dict[str, str]]:
     """The conversation that asks for `count` pairs. What is the same each time comes first, for servers that keep prefixes."""
-    before = f"Text before the sentence:\n{request.context}\n\n" if request.context else ""
-    ask = f"Sentence:\n{request.sentence.text}\n\nWrite {count} different question-answer pairs about this sentence. {_FORMAT}"
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": before + ask}]
+    wording = _ONE if request.sentences == 1 else _SEVERAL
+    before = f"Text before {wording['source']}:\n{request.context}\n\n" if request.context else ""
+    shown = f"Sentence{'s' if request.sentences > 1 else ''}:\n{request.sentence.text}\n\n"
+    ask = f"Write {count} different question-answer pairs about {wording['these']}. {_FORMAT}"
+    return [
+        {"role": "system", "content": _SYSTEM.format(**wording)},
+        {"role": "user", "content": before + shown + ask},
+    ]
 
 
 def reply_schema() -> dict[str, Any]:
