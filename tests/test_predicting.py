@@ -18,11 +18,11 @@ from liftlm.demo import load_demo
 from liftlm.documents import Document
 from liftlm.errors import BenchmarkDataError, ConfigError
 from liftlm.evaluation import scoring
-from liftlm.evaluation.benchmark import Question
+from liftlm.evaluation.benchmark import Item, Question
 from liftlm.evaluation.interference import measure_interference
 from liftlm.evaluation.needles import Needles, hide
 from liftlm.evaluation.own_questions import OwnQuestions
-from liftlm.evaluation.predicting import METHODS, Predictor
+from liftlm.evaluation.predicting import METHODS, Predictor, control_of
 from liftlm.evaluation.registry import benchmark_classes, make_benchmark
 from liftlm.evaluation.scoring import score_folder
 from liftlm.likelihood import continuation_nlls
@@ -158,6 +158,53 @@ def test_the_chronicle_alone_has_no_control(model: Model, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="no other document to absorb") as caught:
         predict(model, path, tmp_path / "out", ["closed-book", "lift-other"])
     assert "--methods" in caught.value.next_step and not list((tmp_path / "out").glob("predictions*"))
+
+
+def test_no_control_has_learnt_the_needle(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(f"Sentence number {number} tells of nothing much." for number in range(400)))
+    together = Needles(lengths=[1000], depths=[0.1, 0.5, 0.9], together=True).load(book)
+    depths = Needles(lengths=[1000], depths=[0.1, 0.9], needles=["password"]).load(book)
+    two = Needles(lengths=[1000], depths=[0.1, 0.9], needles=["password", "san-francisco"]).load(book)
+    for items in (together, depths, two):
+        for index, item in enumerate(items):
+            assert control_of(items, index).text != item.document.text
+            for question in item.questions:
+                assert question.evidence[0] not in control_of(items, index).text
+    assert {control_of(together, index).title for index in range(3)} == {load_demo()[0].title}, "all hold the needles"
+    assert control_of(two, 0) == two[1].document, "the next haystack hides the other needle"
+
+
+def test_the_control_is_the_next_document_without_the_evidence() -> None:
+    def item(text: str, *evidence: str) -> Item:
+        return Item(Document(text[:3], text), (Question("0", "Who?", ("x",), evidence),))
+
+    asked = item("A man rang. He left.", "A man rang.")
+    copy, line_break, other = item("A man  rang. He left."), item("So a man sat. A man\nrang."), item("A woman rang.")
+    assert control_of([asked, copy, line_break, other], 0) == other.document, "white space makes no other text"
+    assert control_of([other, asked, line_break], 1) == other.document, "after the last comes the first"
+    assert control_of([item("A man rang. He left."), line_break], 0) == line_break.document, (
+        "no evidence, nothing to skip"
+    )
+    chronicle = load_demo()[0]
+    part = chronicle.text[:200]
+    with pytest.raises(ConfigError, match="no other document"):
+        control_of([item(part, part)], 0)
+
+
+def test_another_control_is_asked_anew(model: Model, data: Path, tmp_path: Path) -> None:
+    """As when --limit grows, and with it what stands next to a document."""
+    folder = tmp_path / "out"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    (tmp_path / "alone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    assert len(predict(model, tmp_path / "alone.jsonl", folder, ["lift", "lift-other"])) == 4
+    again = predict(model, data, folder, ["lift", "lift-other"])
+    assert sorted((row["title"], row["method"]) for row in again) == [
+        ("Bell", "lift-other"), ("Bell", "lift-other"), ("Bridge", "lift"), ("Bridge", "lift-other"),
+    ]  # fmt: skip
+    absorbed = [json.loads(line) for line in (folder / "absorbs.jsonl").read_text().splitlines()]
+    controls = [row["absorbed_title"] for row in absorbed if row["title"] == "Bell" and row["control"]]
+    assert controls == [load_demo()[0].title, "Bridge"]
 
 
 def test_without_the_extra_it_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ class Predictor:
         self._tasks, self._interference = tasks, interference
         self._before: Interference | None = None
         self._contexts = {row["id"] for row in read_rows(folder, "contexts")[0]}
-        self._absorbed = {(row["document_id"], row["control"]) for row in read_rows(folder, "absorbs")[0]}
+        self._absorbed = {(row["document_id"], row["adapter_id"]) for row in read_rows(folder, "absorbs")[0]}
 
     def predict(self, items: Sequence[Item], methods: Sequence[str]) -> None:
         """This process's share of the documents (every `parts`-th).
@@ -120,26 +120,23 @@ class Predictor:
         item = items[index]
         for method in methods:
             way = METHODS[method]
+            absorbed = _absorbed_by(way, items, index)
             asked = [q for q in item.questions if q.evidence or way.text != "evidence"]
-            missing = [q for q in asked if self._row_id(item, q, method) not in done]
+            missing = [q for q in asked if self._row_id(item, q, method, absorbed) not in done]
             if missing:
-                adapter = self._adapter(items, index, way)
+                adapter = None if absorbed is None else self._adapter(item.document, absorbed, way)
                 for row in self._answer(item, missing, method, adapter):
                     self._append("predictions", row)
                     self._on_row(row)
 
     # --- absorbing ----------------------------------------------------------------------------------------------------
 
-    def _adapter(self, items: Sequence[Item], index: int, way: Way) -> Adapter | None:
-        if way.adapter == "none":
-            return None
-        document = items[index].document
-        absorbed = document if way.adapter == "own" else control_of(items, index)
+    def _adapter(self, document: Document, absorbed: Document, way: Way) -> Adapter:
         tasks = self._tasks(absorbed)
         reset_peak_memory(self._model.device)
         adapter, _ = self._library.absorb_once(absorbed, self._model, self._config, tasks=tasks, on_step=self._on_step)
-        if (document.id, way.adapter == "other") not in self._absorbed:
-            self._absorbed.add((document.id, way.adapter == "other"))
+        if (document.id, adapter.id) not in self._absorbed:
+            self._absorbed.add((document.id, adapter.id))
             self._append("absorbs", self._absorb_row(document, adapter, way))
         return adapter
 
@@ -189,13 +186,13 @@ class Predictor:
             try:
                 window = self._fill(model, item, question, way, text, settings)
             except (QuestionTooLongError, _DoesNotFitError) as error:
-                yield self._row(item, question, method) | {"error": str(error)}
+                yield self._row(item, question, method, adapter) | {"error": str(error)}
                 continue
             filled.append((question, window, time.monotonic() - started))
         with use_adapter(model, adapter.id if adapter else None, strength=strength):
             for generated in generate(model, [window for _, window, _ in filled], settings, self._config.seed):
                 question, window, seconds = filled[generated.index]
-                row = self._row(item, question, method) | self._likelihoods(model, question, window)
+                row = self._row(item, question, method, adapter) | self._likelihoods(model, question, window)
                 yield row | {
                     "answer": generated.text,
                     "prompt_tokens": len(window.tokens),
@@ -251,7 +248,7 @@ class Predictor:
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def _row_id(self, item: Item, question: Question, method: str) -> str:
+    def _row_id(self, item: Item, question: Question, method: str, absorbed: Document | None) -> str:
         apart = {"batch_tokens", "context"} | (set() if METHODS[method].text == "recite" else {"recitation"})
         answering = self._config.answering.model_dump(mode="json", exclude=apart)
         parts = {
@@ -264,6 +261,8 @@ class Predictor:
             "model": self._model.fingerprint,
             "window": self._model.window,
         }
+        if absorbed is not None and METHODS[method].adapter == "other":
+            parts["control"] = [absorbed.id, absorbed.title]  # which depends on what else is evaluated
         return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:24]
 
     def _recipe(self, item: Item) -> Row:
@@ -276,10 +275,10 @@ class Predictor:
             recipe["start"] = start
         return recipe
 
-    def _row(self, item: Item, question: Question, method: str) -> Row:
+    def _row(self, item: Item, question: Question, method: str, adapter: Adapter | None) -> Row:
         given = dataclasses.asdict(question)
         return {
-            "id": self._row_id(item, question, method),
+            "id": self._row_id(item, question, method, adapter.document if adapter else None),
             "document_id": item.document.id,
             "title": item.document.title,
             "document_tokens": len(self._model.encode(item.document.text)),
@@ -329,22 +328,39 @@ def check_methods(methods: Sequence[str]) -> None:
 
 
 def control_of(items: Sequence[Item], index: int) -> Document:
-    """The next document of the benchmark with another text; the demo's chronicle where there is none.
+    """The next document of the benchmark that has another text and holds none of this item's evidence; else the demo's chronicle.
 
-    Raises ConfigError where the chronicle itself is all there is.
+    With its evidence (a needle that is hidden in every haystack) the control would know what is asked. Raises ConfigError where
+    the chronicle is no other document either.
     """
     own = items[index].document
-    for step in range(1, len(items)):
-        other = items[(index + step) % len(items)].document
-        if other.text != own.text:
-            return other
+    own_text = _plain(own.text)
+    evidence = {_plain(sentence) for question in items[index].questions for sentence in question.evidence} - {""}
+
+    def knows(other: Document) -> bool:
+        text = _plain(other.text)
+        return text == own_text or any(sentence in text for sentence in evidence)
+
     chronicle = load_demo()[0]
-    if own.text.strip() == chronicle.text.strip():
+    following = (items[(index + step) % len(items)].document for step in range(1, len(items)))
+    control = next((other for other in [*following, chronicle] if not knows(other)), None)
+    if control is None:
         raise ConfigError(
             f"The controls lift-other… have no other document to absorb than '{own.title}', which is to be answered about.",
             "Leave lift-other… out of --methods, or evaluate at least two documents.",
         )
-    return chronicle
+    return control
+
+
+def _absorbed_by(way: Way, items: Sequence[Item], index: int) -> Document | None:
+    """The document whose adapter is on where `way` is asked about that item."""
+    if way.adapter == "none":
+        return None
+    return items[index].document if way.adapter == "own" else control_of(items, index)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _at_full_window(model: Model) -> Model:
