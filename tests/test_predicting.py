@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from conftest import save_model
+from fake_server import FakeServer
 from liftlm import load_config, load_model
+from liftlm.absorbing import adapter_id
 from liftlm.adapters import use_adapter
 from liftlm.cli import app
 from liftlm.config import LiftConfig
@@ -27,6 +30,7 @@ from liftlm.evaluation.registry import benchmark_classes, make_benchmark
 from liftlm.evaluation.scoring import score_folder
 from liftlm.likelihood import continuation_nlls
 from liftlm.models import Model
+from liftlm.shelf import Shelf
 from liftlm.windows import fill_window
 
 QUICK = [
@@ -267,6 +271,54 @@ def test_processes_of_a_launch_absorb_each_for_itself(
         shared = run("shared")
         assert len(shared) == (6, 9)[rank]  # two questions of the first document by three methods, one of the second
     assert shared == alone
+
+
+def test_processes_share_one_library_and_the_last_leaves_the_whole_report(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model
+) -> None:
+    out = tmp_path / "shared"
+    sets = [part for setting in QUICK for part in ("--set", setting)]
+    command = [
+        "evaluate", "jsonl", "--data", str(data), "--out", str(out), "--model", str(model.folder), "--window", "256",
+        "--methods", "lift,lift-other", "--max-new-tokens", "4", *sets,
+    ]  # fmt: skip
+    asked, counted = [], []
+    with FakeServer(reply=lambda body: "True") as server:
+        for rank in (0, 1):
+            for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2)):
+                monkeypatch.setenv(name, str(value))
+            app([*command, "--judge-url", server.url, "--judge-model", "judge-1"], standalone_mode=False)
+            asked.append(len(server.requests))
+            counted.append({name: each["n"] for name, each in json.loads((out / "scores.json").read_text()).items()})
+    assert counted == [{"lift-other": 2, "lift": 2}, {"lift-other": 3, "lift": 3}]
+    assert asked == [4, 6], "two questions by two methods, then one more: none twice"
+    assert "Jonas Vale" in (out / "report.md").read_text() and (out / "run.json").exists()
+    assert len(list((tmp_path / "home" / "library").iterdir())) == 2, "the second found both adapters"
+
+
+def test_an_adapter_that_another_process_is_making_is_waited_for(model: Model, data: Path, tmp_path: Path) -> None:
+    """Regression: the process died of LibraryBusyError."""
+    items = OwnQuestions().load(data)
+    entry_id = adapter_id(items[0].document, model, config())
+    held, waiting = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Shelf().lock(entry_id):
+            held.set()
+            waiting.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(60)
+    heard: list[str] = []
+
+    def on_wait(document: Document) -> None:
+        heard.append(document.title)
+        waiting.set()
+
+    rows = predict(model, data, tmp_path / "out", ["lift"], on_wait=on_wait)
+    holder.join()
+    assert heard == ["Bell"] and len(rows) == 3 and not any(row["error"] for row in rows)
 
 
 def test_the_command_from_predictions_to_report(

@@ -35,7 +35,7 @@ _METHODS = (
     "closed-book,icl,rag,rag-sentences,lift,lift+icl,lift+rag-sentences,oracle,lift+oracle,"
     "lift-other,lift-other+icl,lift-other+rag-sentences"
 )
-_RUN = "run.json"
+_RUN, _LOCK = "run.json", "scoring.lock"
 JudgeUrlOption = Annotated[
     str | None, typer.Option("--judge-url", help="An OpenAI-compatible server that judges the answers.")
 ]
@@ -84,7 +84,8 @@ def evaluate(
     if library is not None and ray is None:
         raise ConfigError("--library goes with --ray.", "Leave it out, or set LIFT_HOME.")
     run = _Run(chosen, resolved, out, tuple(dict.fromkeys(_listed(methods))), limit)
-    _predict(run, data, ray, library)
+    if _predict(run, data, ray, library) > 1:
+        note("This process has done its share and scores what is there; the one that ends last scores all.")
     _score(chosen, out, judge_url, judge_model, bert_score)
 
 
@@ -118,7 +119,8 @@ class _Run:
     limit: int | None
 
 
-def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None) -> None:
+def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None) -> int:
+    """Predicts this process's share; how many processes there are."""
     from liftlm.devices import leave_processes
     from liftlm.evaluation.predicting import Predictor, check_methods
     from liftlm.evaluation.report import LiveScores
@@ -151,10 +153,17 @@ def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None)
 
         order = EvaluationOrder(config, "", benchmark=benchmark, items=tuple(items), methods=run.methods)
         evaluate_shared(ray, library, order, out, on_row)
-        return
+        return parts
     with TrainingDisplay("Absorbing") as display:
-        predictor = Predictor(loaded, config, benchmark, out, on_row=on_row, on_step=display, part=(part, parts))
+        predictor = Predictor(
+            *(loaded, config, benchmark, out),
+            on_row=on_row,
+            on_step=display,
+            on_wait=lambda document: note(f"Another process is absorbing {document.title}; waiting until it is done."),
+            part=(part, parts),
+        )
         predictor.predict(items, run.methods)
+    return parts
 
 
 def _describe(run: _Run, model: Model) -> dict[str, Any]:
@@ -183,12 +192,15 @@ def _score(benchmark: Benchmark, folder: Path, url: str | None, judge_model: str
     from liftlm.evaluation.judge import Judge
     from liftlm.evaluation.report import write_report
     from liftlm.evaluation.scoring import score_folder
+    from liftlm.storage import file_lock
 
     if (url is None) != (judge_model is None):
         raise ConfigError("A judge needs --judge-url and --judge-model.", "Give both, or neither.")
     judge = None if url is None or judge_model is None else Judge(base_url=url, model=judge_model)
-    score_folder(folder, benchmark, judge, bert_score if with_bert_score else None)
-    write_report(folder)
+    # Processes that share an evaluation end at about the same time; what one asked the judge, the next finds answered.
+    with file_lock(folder / _LOCK, lambda: note("Another process is scoring this folder; waiting until it is done.")):
+        score_folder(folder, benchmark, judge, bert_score if with_bert_score else None)
+        write_report(folder)
     print(folder / "report.md")
 
 

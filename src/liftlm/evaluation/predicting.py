@@ -71,7 +71,10 @@ _SEGMENTS = RetrievalConfig(unit="segment", count=None, rerank=0)
 
 
 class Predictor:
-    """Predicts what is missing in `folder`. on_row hears every new row, on_step every training step."""
+    """Predicts what is missing in `folder`. on_row hears every new row, on_step every training step.
+
+    on_wait hears of a document that another process is absorbing, for which this one then waits.
+    """
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Predictor:
         *,
         on_row: Callable[[Row], None] = lambda row: None,
         on_step: OnStep = lambda metrics: None,
+        on_wait: Callable[[Document], None] = lambda document: None,
         part: tuple[int, int] = (0, 1),
         library: Library | None = None,
         tasks: Callable[[Document], Sequence[Task] | None] = lambda document: None,
@@ -89,7 +93,7 @@ class Predictor:
     ) -> None:
         """library: default, the user's; tasks: given ones for a document; interference: whether it is measured."""
         self._model, self._config, self._benchmark, self._folder = model, config, benchmark, folder
-        self._on_row, self._on_step = on_row, on_step
+        self._on_row, self._on_step, self._on_wait = on_row, on_step, on_wait
         self._part, self._parts = part
         self._library = library or Library()
         self._tasks, self._interference = tasks, interference
@@ -134,7 +138,12 @@ class Predictor:
     def _adapter(self, document: Document, absorbed: Document, way: Way) -> Adapter:
         tasks = self._tasks(absorbed)
         reset_peak_memory(self._model.device)
-        adapter, _ = self._library.absorb_once(absorbed, self._model, self._config, tasks=tasks, on_step=self._on_step)
+        adapter, _ = self._library.absorb_once(
+            *(absorbed, self._model, self._config),
+            tasks=tasks,
+            on_step=self._on_step,
+            on_wait=lambda: self._on_wait(absorbed),
+        )
         if (document.id, adapter.id) not in self._absorbed:
             self._absorbed.add((document.id, adapter.id))
             self._append("absorbs", self._absorb_row(document, adapter, way))
