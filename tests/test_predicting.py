@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -328,13 +329,14 @@ def test_the_command_from_predictions_to_report(
     sets = [part for setting in QUICK for part in ("--set", setting)]
     command = [
         "evaluate", "jsonl", "--data", str(data), "--out", str(out), "--methods", "closed-book,lift,lift-other,oracle",
-        "--max-new-tokens", "4", "--model", str(model.folder), "--window", "256", *sets,
+        "--max-new-tokens", "4", "--model", str(model.folder), "--window", "256", *sets, "--set", "seed=3", "--seed", "5",
     ]  # fmt: skip
     app(command, standalone_mode=False)
     assert capsys.readouterr().out.strip() == str(out / "report.md")
     scores = (out / "scores.json").read_bytes()
     assert set(json.loads(scores)) == {"closed-book", "lift", "lift-other", "oracle"}
     run = json.loads((out / "run.json").read_text())
+    assert run["seed"] == run["config"]["seed"] == 5, "the flag comes after --set"
     assert run["benchmark"] == "jsonl" and run["config"]["model"]["window"] == 256 and run["machine"]
     assert "Who cast the bell?" in (out / "report.html").read_text() and "lift-other" in (out / "report.md").read_text()
     (out / "scores.json").unlink()
@@ -352,6 +354,32 @@ def test_the_command_from_predictions_to_report(
             app(wrong, standalone_mode=False)
     with pytest.raises(BenchmarkDataError, match="no data of its own"):
         app(["evaluate", "jsonl", "--out", str(out)], standalone_mode=False)
+
+
+def test_running_means_are_shown_at_the_end_and_count_what_was_there(
+    model: Model, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        "evaluate", "jsonl", "--data", str(data), "--out", str(tmp_path / "out"), "--max-new-tokens", "4",
+        "--model", str(model.folder), "--window", "256",
+    ]  # fmt: skip
+
+    def shown(methods: str) -> list[str]:
+        app([*command, "--methods", methods], standalone_mode=False)
+        lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+        return [line for line in lines if re.search(r"^(closed-book|icl) .* of ", line)]
+
+    (only,) = shown("closed-book")
+    assert " 3 of 3 0 " in only
+    assert shown("closed-book") == [only], "nothing new, and all was there"
+    path = tmp_path / "out" / "predictions.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    both = shown("closed-book,icl")
+    assert [line.split()[0] for line in both] == ["closed-book", "icl"] and all(" 3 of 3 0 " in line for line in both)
+    for name, value in (("RANK", 1), ("LOCAL_RANK", 1), ("WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    (share,) = shown("closed-book")
+    assert " 1 of 1 0 " in share, "the second process's one document has one question"
 
 
 def test_needles_hidden_together_and_among_look_alikes(

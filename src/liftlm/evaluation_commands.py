@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,7 @@ _METHODS = (
     "lift-other,lift-other+icl,lift-other+rag-sentences"
 )
 _RUN, _LOCK = "run.json", "scoring.lock"
+_TABLE_SECONDS = 120.0
 JudgeUrlOption = Annotated[
     str | None, typer.Option("--judge-url", help="An OpenAI-compatible server that judges the answers.")
 ]
@@ -49,6 +51,9 @@ def evaluate(
     data: Annotated[Path | None, typer.Option("--data", help="Its file or folder; default: from the hub.")] = None,
     methods: Annotated[str, typer.Option("--methods", help="Comma-separated.")] = _METHODS,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many questions, drawn.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the draw, training and sampling; stands for --set seed=.")
+    ] = None,
     lengths: Annotated[str, typer.Option("--lengths", help="needle: tokens, comma-separated.")] = "",
     depths: Annotated[str, typer.Option("--depths", help="needle: 0 to 1, comma-separated.")] = "",
     needles: Annotated[str, typer.Option("--needles", help="needle: names, comma-separated.")] = "",
@@ -69,7 +74,7 @@ def evaluate(
     _check_installed()
     from liftlm.evaluation.registry import make_benchmark
 
-    resolved = read_config(config, settings, model=model, window=window)
+    resolved = read_config(config, settings, model=model, window=window, seed=seed)
     refuse_divided(resolved)
     options = {
         "lengths": [_number(text, int) for text in _listed(lengths)],
@@ -120,50 +125,70 @@ class _Run:
 
 
 def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None) -> int:
-    """Predicts this process's share; how many processes there are."""
+    """Predicts what is missing of this process's share; how many processes there are."""
     from liftlm.devices import leave_processes
     from liftlm.evaluation.predicting import Predictor, check_methods
-    from liftlm.evaluation.report import LiveScores
     from liftlm.models import load_model
+    from liftlm.storage import write_errors, write_file
 
     benchmark, config, out = run.benchmark, run.config, run.out
     check_methods(run.methods)
     items = benchmark.load(data, limit=run.limit, seed=config.seed)
     questions = sum(len(item.questions) for item in items)
     note(f"{benchmark.name}: {len(items)} documents, {questions} questions, {len(run.methods)} methods.")
-    from liftlm.storage import write_errors, write_file
-
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     loaded = load_model(config.model.name, config.model, notify=note)
     part, parts = leave_processes()
     if part == 0:
         write_file(out / _RUN, json.dumps(_describe(run, loaded), indent=1))
-    live, seen = LiveScores(benchmark, questions), 0
+    scores = _ScoresSoFar(benchmark, sum(len(item.questions) for item in items[part::parts]))
+    display = TrainingDisplay("Absorbing")
+    predictor = Predictor(
+        *(loaded, config, benchmark, out),
+        on_row=scores.hear,
+        on_step=display,
+        on_wait=lambda document: note(f"Another process is absorbing {document.title}; waiting until it is done."),
+        part=(part, parts),
+    )
+    with scores, display:
+        for row in predictor.known(items, run.methods):
+            scores.live.add(row)
+        if ray is None:
+            predictor.predict(items, run.methods)
+        else:
+            from liftlm.evaluation.sharing import EvaluationOrder
 
-    def on_row(row: dict[str, Any]) -> None:
-        nonlocal seen
-        seen += 1
-        live.add(row)
-        if seen % max(10, questions) == 0:
-            console.print(live.table())
-
-    if ray is not None:
-        from liftlm.evaluation.sharing import EvaluationOrder
-
-        order = EvaluationOrder(config, "", benchmark=benchmark, items=tuple(items), methods=run.methods)
-        evaluate_shared(ray, library, order, out, on_row)
-        return parts
-    with TrainingDisplay("Absorbing") as display:
-        predictor = Predictor(
-            *(loaded, config, benchmark, out),
-            on_row=on_row,
-            on_step=display,
-            on_wait=lambda document: note(f"Another process is absorbing {document.title}; waiting until it is done."),
-            part=(part, parts),
-        )
-        predictor.predict(items, run.methods)
+            order = EvaluationOrder(config, "", benchmark=benchmark, items=tuple(items), methods=run.methods)
+            evaluate_shared(ray, library, order, out, scores.hear)
     return parts
+
+
+class _ScoresSoFar:
+    """Running means, printed every few minutes and when the predictions end, also if they end by Ctrl-C or a failure."""
+
+    def __init__(self, benchmark: Benchmark, questions: int) -> None:
+        from liftlm.evaluation.report import LiveScores
+
+        self.live = LiveScores(benchmark, questions)
+        self._shown_at = time.monotonic()
+
+    def hear(self, row: dict[str, Any]) -> None:
+        """Of a row that was predicted just now."""
+        self.live.add(row)
+        if time.monotonic() - self._shown_at >= _TABLE_SECONDS:
+            self._show()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if self.live.rows:
+            self._show()
+
+    def _show(self) -> None:
+        self._shown_at = time.monotonic()
+        console.print(self.live.table())
 
 
 def _describe(run: _Run, model: Model) -> dict[str, Any]:

@@ -7,6 +7,7 @@ absorbed as its control (`lift-other`, `lift-other+…`). Knows nothing of metri
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -119,14 +120,31 @@ class Predictor:
         """Ids of the rows that are there already."""
         return {row["id"] for row in read_predictions(self._folder)[0] if not row["error"]}
 
+    def known(self, items: Sequence[Item], methods: Sequence[str]) -> list[Row]:
+        """The answers of this process's share that are there already."""
+        there = {row["id"]: row for row in read_predictions(self._folder)[0] if not row["error"]}
+        return [
+            there[row_id]
+            for index in range(self._part, len(items), self._parts)
+            for method in methods
+            for _, row_id in self._asked(items, index, method)
+            if row_id in there
+        ]
+
+    def _asked(self, items: Sequence[Item], index: int, method: str) -> list[tuple[Question, str]]:
+        """Questions about a document that a method can be asked, with the ids of their rows."""
+        item, way = items[index], METHODS[method]
+        absorbed = _absorbed_by(way, items, index)
+        asked = [question for question in item.questions if question.evidence or way.text != "evidence"]
+        return [(question, self._row_id(item, question, method, absorbed)) for question in asked]
+
     def predict_document(self, items: Sequence[Item], index: int, methods: Sequence[str], done: set[str]) -> None:
         """What is missing of one document; the others are there for the control."""
         item = items[index]
         for method in methods:
             way = METHODS[method]
             absorbed = _absorbed_by(way, items, index)
-            asked = [q for q in item.questions if q.evidence or way.text != "evidence"]
-            missing = [q for q in asked if self._row_id(item, q, method, absorbed) not in done]
+            missing = [q for q, row_id in self._asked(items, index, method) if row_id not in done]
             if missing:
                 adapter = None if absorbed is None else self._adapter(item.document, absorbed, way)
                 for row in self._answer(item, missing, method, adapter):
@@ -368,6 +386,7 @@ def _absorbed_by(way: Way, items: Sequence[Item], index: int) -> Document | None
     return items[index].document if way.adapter == "own" else control_of(items, index)
 
 
+@functools.lru_cache(maxsize=64)
 def _plain(text: str) -> str:
     return " ".join(text.split())
 
