@@ -173,6 +173,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--arms": None,
             "--lengths": "",
             "--graded": None,
+            "--writers": "",
             "--ray": None,
         },
     ),
