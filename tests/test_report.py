@@ -140,7 +140,7 @@ def test_the_main_table(folder: Path) -> None:
     page = page_of(folder)
     header = page.row("method", "token F1")
     assert header[2:] == [
-        *("order", "METEOR", "answer NLL ↓", "evidence gap closed", "judge", "n", "failed"),
+        *("order", "METEOR", "answer NLL ↓", "evidence gap closed", "reading kept", "judge", "n", "failed"),
         *("seconds a question", "peak memory, GB"),
     ]
     icl = dict(zip(header, page.row("icl", "54.5 [27.3, 81.8]"), strict=True))  # 6 of 11
@@ -148,6 +148,17 @@ def test_the_main_table(folder: Path) -> None:
     assert (icl["order"], icl["seconds a question"], icl["peak memory, GB"]) == ("–", "2.00", "0.00")
     lift = next(cells for cells in page.cells if cells[0] == "lift" and len(cells) == len(header))
     assert dict(zip(header, lift, strict=True))["evidence gap closed"] == "75.0 [75.0, 75.0]"  # (3 − 1.5) / (3 − 1)
+    kept = {cells[0]: cells[header.index("reading kept")] for cells in page.cells if len(cells) == len(header)}
+    assert {name for name, cell in kept.items() if cell == "100.0 [100.0, 100.0]"} == {
+        "lift",
+        "lift+rag",
+        "lift+oracle",
+    }
+    assert (
+        {cell for name, cell in kept.items() if not name.startswith(("lift", "method"))}
+        == {"–"}
+        == {kept["lift-other"]}
+    )
     methods = [cells[0] for cells in page.cells if len(cells) == len(header)][1:]
     assert methods == ["closed-book", "icl", "rag", "lift-other", "lift", "lift+rag", "oracle", "lift+oracle"]
 
@@ -241,7 +252,7 @@ def test_a_bare_folder_says_what_is_missing(tmp_path: Path) -> None:
     assert "Without that control a gain may be format." in words and "Not measured." in words
     assert "needs the methods oracle and lift+oracle" in words and "1 question in full" in words
     cells = dict(zip(page.row("method", "token F1"), page.row("lift", "100.0 [100.0, 100.0]"), strict=True))
-    assert cells["evidence gap closed"] == "–"
+    assert cells["evidence gap closed"] == "–" and "reading kept" not in cells
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["methods.png"]
 
 
