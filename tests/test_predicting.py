@@ -382,6 +382,45 @@ def test_running_means_are_shown_at_the_end_and_count_what_was_there(
     assert " 1 of 1 0 " in share, "the second process's one document has one question"
 
 
+def test_a_folder_is_of_one_benchmark_and_one_configuration(model: Model, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def run(*more: str, benchmark: str = "jsonl", window: str = "256", tokens: str = "4") -> None:
+        asked = [
+            "--methods",
+            "closed-book",
+            "--model",
+            str(model.folder),
+            "--window",
+            window,
+            "--max-new-tokens",
+            tokens,
+        ]
+        app(["evaluate", benchmark, "--data", str(data), "--out", str(out), *asked, *more], standalone_mode=False)
+
+    run("--limit", "2")
+    files = ("predictions.jsonl", "run.json", "report.md", "scores.json")
+    before = {name: (out / name).read_bytes() for name in files}
+    for refused, words in (
+        (lambda: run(benchmark="needle"), "holds an evaluation of jsonl, not of needle"),
+        (lambda: run(window="512"), "other settings: .*window is 256 there and 512 here"),
+        (lambda: run(tokens="5"), "other settings: max_new_tokens is 4 there and 5 here.$"),
+        (lambda: run("--seed", "1"), "other settings: seed is 0 there and 1 here.$"),
+        (lambda: run("--set", "training.epochs=7"), r"other settings: training.epochs is \d+ there and 7 here.$"),
+        (lambda: run("--set", "answering.temperature=0.5"), "other settings: answering.temperature is"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            refused()
+        assert "another --out" in caught.value.next_step and caught.value.exit_code == 2
+        assert {name: (out / name).read_bytes() for name in files} == before
+    run("--methods", "icl", "--set", "answering.batch_tokens=512")  # how it is done, and more of it, may change
+    assert {name: each["n"] for name, each in json.loads((out / "scores.json").read_text()).items()} == {
+        "closed-book": 2, "icl": 3
+    }  # fmt: skip
+    (out / "predictions.jsonl").unlink()
+    run(window="128")  # a run.json without any row binds nobody
+
+
 def test_needles_hidden_together_and_among_look_alikes(
     model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +39,7 @@ _METHODS = (
 )
 _RUN, _LOCK = "run.json", "scoring.lock"
 _TABLE_SECONDS = 120.0
+_ANOTHER, _UNKNOWN = "Give another --out, or delete that folder.", "not said"
 JudgeUrlOption = Annotated[
     str | None, typer.Option("--judge-url", help="An OpenAI-compatible server that judges the answers.")
 ]
@@ -133,12 +135,17 @@ def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None)
 
     benchmark, config, out = run.benchmark, run.config, run.out
     check_methods(run.methods)
+    held = _held(out)
+    if held.get("benchmark", benchmark.name) != benchmark.name:
+        raise ConfigError(f"{out} holds an evaluation of {held['benchmark']}, not of {benchmark.name}.", _ANOTHER)
     items = benchmark.load(data, limit=run.limit, seed=config.seed)
     questions = sum(len(item.questions) for item in items)
     note(f"{benchmark.name}: {len(items)} documents, {questions} questions, {len(run.methods)} methods.")
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     loaded = load_model(config.model.name, config.model, notify=note)
+    if held:
+        _refuse_other_settings(out, held.get("settings") or {}, _settings(run, loaded))
     part, parts = leave_processes()
     if part == 0:
         write_file(out / _RUN, json.dumps(_describe(run, loaded), indent=1))
@@ -191,6 +198,50 @@ class _ScoresSoFar:
         console.print(self.live.table())
 
 
+def _held(out: Path) -> dict[str, Any]:
+    """run.json of the folder where it has rows already."""
+    from liftlm.evaluation.scoring import read_rows
+
+    try:
+        held = json.loads((out / _RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    has_rows = any(read_rows(out, stem)[0] for stem in ("predictions", "absorbs"))
+    return held if has_rows and isinstance(held, dict) else {}
+
+
+def _settings(run: _Run, model: Model) -> dict[str, Any]:
+    """What all rows of a folder have in common, flat: its report shows one line a method, and one configuration."""
+    from liftlm.adapters import start_fingerprint
+
+    config = model.resolve(run.config)
+    answering = config.answering.model_dump(mode="json", exclude={"batch_tokens", "context", "max_new_tokens"})
+    tree = config.recipe() | {
+        "model": {"fingerprint": model.fingerprint, "quantization": config.model.quantization},
+        "window": model.window,
+        "max_new_tokens": run.benchmark.max_new_tokens,
+        "answering": answering,
+        "start": start_fingerprint(config.adapter),
+    }
+    return dict(_flat(tree))
+
+
+def _flat(tree: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        yield from _flat(value, f"{before}{key}.") if isinstance(value, dict) else [(before + key, value)]
+
+
+def _refuse_other_settings(out: Path, held: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises ConfigError."""
+    names = [name for name in sorted({*held, *given}) if held.get(name, _UNKNOWN) != given.get(name, _UNKNOWN)]
+    if names:
+        told = [
+            f"{name} is {held.get(name, _UNKNOWN)} there and {given.get(name, _UNKNOWN)} here" for name in names[:3]
+        ]
+        more = f", and {len(names) - 3} more differ" if len(names) > 3 else ""
+        raise ConfigError(f"{out} holds answers by other settings: {', '.join(told)}{more}.", _ANOTHER)
+
+
 def _describe(run: _Run, model: Model) -> dict[str, Any]:
     from liftlm.devices import describe_machine
 
@@ -200,6 +251,7 @@ def _describe(run: _Run, model: Model) -> dict[str, Any]:
         "benchmark": benchmark.name,
         "methods": list(run.methods),
         "config": model.resolve(config).model_dump(mode="json"),
+        "settings": _settings(run, model),
         "seed": config.seed,
         "limit": run.limit,
         "max_new_tokens": benchmark.max_new_tokens,
