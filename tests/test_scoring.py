@@ -16,6 +16,7 @@ import pytest
 from liftlm.errors import BenchmarkDataError
 from liftlm.evaluation.benchmark import Benchmark, Question
 from liftlm.evaluation.encoder_score import EncoderScores
+from liftlm.evaluation.loogle import Cloze
 from liftlm.evaluation.resampling import RESAMPLES, SEED, percentile_interval, resampled_means, sign_flip_p_values
 from liftlm.evaluation.scoring import Row, Scores, choice_scores, question_of, read_predictions, read_rows, score_folder
 
@@ -293,6 +294,38 @@ def test_by_kind_and_by_length(tmp_path: Path) -> None:
         1,
     )
     assert scored(tmp_path, [row("lift")]).details["kinds"] == {}
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_cloze_counts_masks_not_questions(tmp_path: Path) -> None:
+    """LooGLE divides all matches by all masks: 1 of 1, 1 of 2, 0 of 5 are 2 of 8, not the mean of 1, 0.5 and 0."""
+    masks = [{"<mask-0>": "Ada"}, {"<mask-0>": "Ada", "<mask-1>": "Bo Lee"}, {f"<mask-{n}>": f"X{n}" for n in range(5)}]
+    answers = {
+        "lift": ["{'<mask-0>': 'Ada'}", "{'<mask-0>': 'Ada', '<mask-1>': 'Bo'}", "{}"],
+        "icl": ["{}", "{'<mask-0>': 'Ada', '<mask-1>': 'Bo Lee'}", "{'<mask-3>': 'X3'}"],
+    }
+    rows = [
+        row(method, n, answers=[str(each)], answer=given[n], data={"masks": each}, answer_nll=float(n))
+        for method, given in answers.items()
+        for n, each in enumerate(masks)
+    ]
+    write(tmp_path, rows)
+    scores = score_folder(tmp_path, Cloze())
+    lift, icl = scores.methods["lift"], scores.methods["icl"]
+    assert (lift["exact_match"], lift["partial_match"]) == (2 / 8, 3 / 8)
+    assert (icl["exact_match"], icl["partial_match"]) == (3 / 8, 3 / 8)
+    assert lift["answer_nll"] == 1.0, "a likelihood is of the answer, not of its masks"
+    pairs = [[1, 1], [1, 2], [0, 5]]
+    draws = np.random.default_rng(SEED).integers(3, size=(RESAMPLES, 3))
+    ratios = [sum(pairs[n][0] for n in drawn) / sum(pairs[n][1] for n in drawn) for drawn in draws]
+    assert lift["exact_match_interval"] == pytest.approx(np.percentile(ratios, [2.5, 97.5]), abs=1e-6)
+    difference = next(
+        each for each in scores.details["paired"] if (each["a"], each["metric"]) == ("lift", "exact_match")
+    )
+    assert difference["difference"] == -1 / 8 and difference["n"] == 3  # +1 − 1 − 1 masks of 8
+    assert difference["p_value"] == 1.0, "of eight patterns of signs all have a sum at least as far from 0"
 
 
 # --- choices ----------------------------------------------------------------------------------------------------------

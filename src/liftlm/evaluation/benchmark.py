@@ -66,6 +66,10 @@ class Benchmark:
             "rouge_l": max(scoring_rules.rouge(answer, reference)["rouge_l"] for reference in question.answers),
         }
 
+    def weight(self, question: Question, metric: str) -> float:
+        """How much a question counts in the mean of a metric."""
+        return 1.0
+
 
 def draw(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
     """At most `limit` questions in all, drawn at random, spread evenly over the documents; orders are kept."""

@@ -140,8 +140,8 @@ class Cloze(LooGLE):
     """Names hidden behind <mask-n> in a retold part of a film script.
 
     The evidence field `S` is the same part with its names, which is the answer and not in the document: there is no
-    oracle. Scores are a question's share of right masks; the authors divide all right masks by all masks, which
-    weighting by `data["masks"]` gives.
+    oracle. Scores are a question's share of right masks; as the authors divide all right masks by all masks, a question
+    counts in the means as often as it has masks.
     """
 
     name = "loogle-cloze"
@@ -174,6 +174,9 @@ class Cloze(LooGLE):
             "exact_match": metrics.cloze_exact(answer, masks),
             "partial_match": metrics.cloze_partial(answer, masks),
         }
+
+    def weight(self, question: Question, metric: str) -> float:
+        return float(len(question.data["masks"])) if metric in self.metrics else 1.0
 
 
 class Summarization(LooGLE):
