@@ -16,8 +16,11 @@ import rich.console
 from liftlm.errors import BenchmarkDataError
 from liftlm.evaluation import report
 from liftlm.evaluation.blocks import Fold, Heading, Paragraph, Table, Verbatim, clean, to_html, to_markdown
+from liftlm.evaluation.encoder_score import EncoderScores
 from liftlm.evaluation.figures import format_number, format_score, format_value, label
 from liftlm.evaluation.live import LiveScores, live_table
+from liftlm.evaluation.loogle import ShortQA
+from liftlm.evaluation.own_questions import OwnQuestions
 from liftlm.evaluation.plots import _cells, needle_metric
 from liftlm.evaluation.report import write_report
 from liftlm.evaluation.scoring import score_folder
@@ -274,6 +277,24 @@ def test_without_matplotlib_there_are_no_plots(tmp_path: Path, monkeypatch: pyte
     score_folder(tmp_path, Toy())
     write_report(tmp_path)
     assert page_of(tmp_path).row("plots")[1] == "none: matplotlib is not installed"
+
+
+def test_bert_score_of_loogle_says_that_it_was_not_computed(tmp_path: Path) -> None:
+    def encoder(answers: Any, references: Any) -> EncoderScores:
+        return EncoderScores(
+            "tiny", tuple({"bert_precision": 0.5, "bert_recall": 0.5, "bert_f1": 0.5} for _ in answers)
+        )
+
+    write(tmp_path, [row("lift")])
+    for given, shown_cell, columns in ((None, "not computed (--bert-score)", 1), (encoder, "50.0 [50.0, 50.0]", 3)):
+        score_folder(tmp_path, ShortQA(), encoder=given)
+        write_report(tmp_path)
+        header = page_of(tmp_path).row("method", "token F1")
+        cells = dict(zip(header, page_of(tmp_path).row("lift", "100.0 [100.0, 100.0]"), strict=True))
+        assert cells["BERTScore F1"] == shown_cell and sum("BERTScore" in name for name in header) == columns
+    score_folder(tmp_path, OwnQuestions())
+    write_report(tmp_path)
+    assert not any("BERTScore" in name for name in page_of(tmp_path).row("method", "token F1"))
 
 
 def test_what_was_judged_and_what_not(tmp_path: Path) -> None:

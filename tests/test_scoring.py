@@ -331,21 +331,37 @@ def test_cloze_counts_masks_not_questions(tmp_path: Path) -> None:
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 
+THREE = ["a", "b", "the long one"]  # the last is right
+
+
 @pytest.mark.parametrize(
-    ("nlls", "expected"),
+    ("choices", "nlls", "right"),  # right: by the whole, by a token; None: not scored
     [
-        ([[4.0, 1], [3.0, 1], [6.0, 4]], {"accuracy": 0.0, "accuracy_normalized": 1.0}),  # long, so likelier a token
-        ([[4.0, 1], [9.0, 1], [3.0, 1]], {"accuracy": 1.0, "accuracy_normalized": 1.0}),
-        ([[4.0, 1], [3.0, 1]], {}),
-        ([[4.0, 1], [3.0, 1], [math.nan, 1]], {}),
-        ([], {}),
+        (THREE, [[4.0, 1], [3.0, 1], [6.0, 4]], (0, 1)),  # long, so likelier a token
+        (THREE, [[4.0, 1], [9.0, 1], [3.0, 1]], (1, 1)),
+        (THREE, [[4.0, 4], [9.0, 1], [3.0, 1]], (1, 0)),
+        (THREE, [[3.0, 1], [4.0, 1], [3.0, 1]], (0, 0)),  # a tie: the first counts as chosen
+        (THREE, [[3.0, 1], [4.0, 1], [6.0, 2]], (0, 0)),  # a tie a token
+        (THREE, [[0.0, 1], [0.0, 1], [0.0, 1]], (0, 0)),
+        (THREE[::-1], [[3.0, 1], [4.0, 1], [3.0, 1]], (1, 1)),  # a tie that the right one leads
+        (["the long one"], [[9.0, 3]], (1, 1)),  # nothing to choose
+        (["the long one", "b", "the long one"], [[3.0, 1], [4.0, 1], [3.0, 1]], (1, 1)),  # the right one twice
+        (["b", "b", "the long one"], [[2.0, 1], [2.0, 1], [3.0, 1]], (0, 0)),
+        (["", "b", "the long one"], [[5.0, 0], [7.0, 1], [4.0, 1]], (1, 1)),  # no token counts as one
+        (["", "b", "the long one"], [[3.0, 0], [7.0, 1], [4.0, 2]], (0, 1)),
+        (THREE, [[4.0, 1], [3.0, 1]], None),
+        (THREE, [[4.0, 1], [3.0, 1], [math.nan, 1]], None),
+        (THREE, [[4.0, 1], [3.0, 1], [math.inf, 1]], None),
+        (THREE, [[4.0, 1], [None, 1], [3.0, 1]], None),
+        (THREE, [], None),
+        (["a", "b"], [[4.0, 1], [3.0, 1]], None),  # the right one is not there
+        ([], [], None),
     ],
 )
-def test_choices(nlls: list[list[float]], expected: dict[str, float]) -> None:
-    assert (
-        choice_scores({"choices": ["a", "b", "the long one"], "answers": ["the long one"], "choice_nlls": nlls})
-        == expected
-    )
+def test_choices(choices: list[str], nlls: list[list[float]], right: tuple[int, int] | None) -> None:
+    scores = choice_scores({"choices": choices, "answers": ["the long one"], "choice_nlls": nlls})
+    expected = {} if right is None else {"accuracy": float(right[0]), "accuracy_normalized": float(right[1])}
+    assert scores == expected
 
 
 def test_choices_are_columns_only_where_they_are(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def evaluate(
 ) -> None:
     """Answer a benchmark's questions by several methods, score them, and write a report."""
     _check_installed()
+    _check_judge(judge_url, judge_model)
     from liftlm.evaluation.registry import make_benchmark
 
     resolved = read_config(config, settings, model=model, window=window, seed=seed)
@@ -104,6 +105,7 @@ def score(
 ) -> None:
     """Score an evaluation's predictions anew and write the report; needs no model."""
     _check_installed()
+    _check_judge(judge_url, judge_model)
     from liftlm.evaluation.registry import make_benchmark
 
     try:
@@ -216,12 +218,13 @@ def _settings(run: _Run, model: Model) -> dict[str, Any]:
 
     config = model.resolve(run.config)
     answering = config.answering.model_dump(mode="json", exclude={"batch_tokens", "context", "max_new_tokens"})
-    tree = config.recipe() | {
-        "model": {"fingerprint": model.fingerprint, "quantization": config.model.quantization},
+    tree = {
         "window": model.window,
         "max_new_tokens": run.benchmark.max_new_tokens,
-        "answering": answering,
+        "model": {"fingerprint": model.fingerprint, "quantization": config.model.quantization},
         "start": start_fingerprint(config.adapter),
+        "answering": answering,
+        **config.recipe(),
     }
     return dict(_flat(tree))
 
@@ -233,7 +236,7 @@ def _flat(tree: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
 
 def _refuse_other_settings(out: Path, held: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises ConfigError."""
-    names = [name for name in sorted({*held, *given}) if held.get(name, _UNKNOWN) != given.get(name, _UNKNOWN)]
+    names = [name for name in given | held if held.get(name, _UNKNOWN) != given.get(name, _UNKNOWN)]
     if names:
         told = [
             f"{name} is {held.get(name, _UNKNOWN)} there and {given.get(name, _UNKNOWN)} here" for name in names[:3]
@@ -271,14 +274,18 @@ def _score(benchmark: Benchmark, folder: Path, url: str | None, judge_model: str
     from liftlm.evaluation.scoring import score_folder
     from liftlm.storage import file_lock
 
-    if (url is None) != (judge_model is None):
-        raise ConfigError("A judge needs --judge-url and --judge-model.", "Give both, or neither.")
     judge = None if url is None or judge_model is None else Judge(base_url=url, model=judge_model)
     # Processes that share an evaluation end at about the same time; what one asked the judge, the next finds answered.
     with file_lock(folder / _LOCK, lambda: note("Another process is scoring this folder; waiting until it is done.")):
         score_folder(folder, benchmark, judge, bert_score if with_bert_score else None)
         write_report(folder)
     print(folder / "report.md")
+
+
+def _check_judge(url: str | None, judge_model: str | None) -> None:
+    """Said before any work."""
+    if (url is None) != (judge_model is None):
+        raise ConfigError("A judge needs --judge-url and --judge-model.", "Give both, or neither.")
 
 
 def _check_installed() -> None:

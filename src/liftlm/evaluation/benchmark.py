@@ -45,6 +45,7 @@ class Benchmark:
     dataset: ClassVar[str]  # public id
     source: ClassVar[str]  # where prompt and metric come from
     metrics: ClassVar[tuple[str, ...]] = ("token_f1", "rouge_l")  # what `score` gives, in the order of the table
+    bert_score: ClassVar[bool] = False  # whether its authors report BERTScore, which is computed on demand only
     max_new_tokens: ClassVar[int] = 64
     chat_template: ClassVar[bool] = True  # whether prompts go through the model's chat template
 

@@ -82,6 +82,7 @@ class LooGLE(Benchmark):
 
 class _QuestionAnswering(LooGLE):
     metrics: ClassVar[tuple[str, ...]] = _SIMILARITY
+    bert_score = True
 
     def __init__(self, prompt: Literal["lift", "loogle"] = "lift") -> None:
         """prompt: whose words ask, this program's (which name the document) or the LooGLE authors'."""
@@ -185,6 +186,7 @@ class Summarization(LooGLE):
     name = "loogle-summarization"
     file_names = ("longdep_summarization.jsonl", "summarization.jsonl")
     metrics = _SIMILARITY
+    bert_score = True
     max_new_tokens = 500
 
     def wording(self, document: Document, question: Question) -> Wording:

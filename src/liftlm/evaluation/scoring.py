@@ -200,7 +200,7 @@ def _number(value: Any) -> float:
 
 def _metric_names(benchmark: Benchmark, rows: Iterable[Row], encoded: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
     by_choice = ("accuracy", "accuracy_normalized") if any(row.get("choice_nlls") for row in rows) else ()
-    by_encoder = encoded[0] if encoded else ()
+    by_encoder = encoded[0] if encoded else ("bert_f1",) if benchmark.bert_score else ()
     return tuple(dict.fromkeys((*by_choice, *benchmark.metrics, *by_encoder, "answer_nll", "judge")))
 
 
@@ -301,10 +301,11 @@ def _costs(rows: Iterable[Row], table: Table, method: str) -> dict[str, Any]:
 
 
 def _unavailable(table: Table) -> dict[str, str]:
-    """Metrics that this machine cannot give, and why."""
-    there = any(np.isfinite(table.column(method, "meteor")).any() for method in table.values)
+    """Metrics of the benchmark that are not there, and why."""
+    reasons = {"meteor": "no WordNet here", "bert_f1": "not computed (--bert-score)"}
+    there = {name for name in reasons for method in table.values if np.isfinite(table.column(method, name)).any()}
     answered = any(mask.any() for mask in table.scored.values())
-    return {"meteor": "no WordNet here"} if "meteor" in table.metrics and answered and not there else {}
+    return {name: why for name, why in reasons.items() if name in table.metrics and answered and name not in there}
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------
