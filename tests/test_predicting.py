@@ -212,6 +212,26 @@ def test_another_control_is_asked_anew(model: Model, data: Path, tmp_path: Path)
     assert controls == [load_demo()[0].title, "Bridge"]
 
 
+def test_longbench_is_cut_without_a_mark_and_asked_whole(model: Model, tmp_path: Path) -> None:
+    text = " ".join(f"Number {number} is told here." for number in range(300))
+    row = {"input": "Which number is the last?", "context": text, "answers": ["299"], "_id": "a", "all_classes": None}
+    (tmp_path / "multifieldqa_en.jsonl").write_text(json.dumps(row))
+    rows: list[dict[str, Any]] = []
+    benchmark = make_benchmark("longbench/multifieldqa_en")
+    out = tmp_path / "out"
+    out.mkdir()
+    items = benchmark.load(tmp_path / "multifieldqa_en.jsonl")
+    Predictor(model, config(), benchmark, out, on_row=rows.append).predict(items, ["icl"])
+    (shown,) = (json.loads(line)["text"] for line in (out / "contexts.jsonl").read_text().splitlines())
+    ids, tokens = model.encode(text), rows[0]["context_tokens"]
+    assert 100 < tokens < len(ids) and rows[0]["error"] is None
+    assert shown == model.decode([*ids[: tokens - tokens // 2], *ids[-(tokens // 2) :]])
+    bare = fill_window(
+        model, [benchmark.wording(items[0].document, items[0].questions[0])], [], lambda budget: [0], 64, True
+    )
+    assert rows[0]["prompt_tokens"] == len(bare.tokens) - 1 + tokens, "nothing of instruction and question is cut"
+
+
 def test_without_the_extra_it_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("liftlm.evaluation_commands.find_spec", lambda name: None if name == "matplotlib" else name)
     for command in (["evaluate", "jsonl", "--out", str(tmp_path / "out")], ["score", str(tmp_path)]):

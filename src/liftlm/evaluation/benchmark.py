@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import liftlm.evaluation.metrics as scoring_rules
+from liftlm.context import MARK
 from liftlm.documents import Document
 from liftlm.prompts import Wording, question_wording
 
@@ -47,6 +48,7 @@ class Benchmark:
     metrics: ClassVar[tuple[str, ...]] = ("token_f1", "rouge_l")  # what `score` gives, in the order of the table
     bert_score: ClassVar[bool] = False  # whether its authors report BERTScore, which is computed on demand only
     max_new_tokens: ClassVar[int] = 64
+    middle: ClassVar[str] = MARK  # what stands where the middle of a text is cut out
     chat_template: ClassVar[bool] = True  # whether prompts go through the model's chat template
 
     def load(self, data: Path | None, *, limit: int | None = None, seed: int = 0) -> list[Item]:

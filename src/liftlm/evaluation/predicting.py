@@ -19,7 +19,7 @@ from liftlm.absorbing import Adapter
 from liftlm.adapters import start_fingerprint, use_adapter
 from liftlm.answering import window_text
 from liftlm.config import AnsweringConfig, LiftConfig, RetrievalConfig
-from liftlm.context import WindowText
+from liftlm.context import MARK, WindowText
 from liftlm.demo import load_demo
 from liftlm.devices import peak_memory, reset_peak_memory
 from liftlm.documents import Document
@@ -238,7 +238,7 @@ class Predictor:
         else:
             context = way.text if way.text in ("none", "retrieve", "recite") else "truncate"
             settings = settings.model_copy(update={"context": context})
-        return window_text(model, adapter, document, settings)
+        return window_text(model, adapter, document, settings, self._benchmark.middle)
 
     def _fill(
         self, model: Model, item: Item, question: Question, way: Way, text: WindowText, settings: AnsweringConfig
@@ -288,6 +288,8 @@ class Predictor:
             "model": self._model.fingerprint,
             "window": self._model.window,
         }
+        if METHODS[method].text == "truncate" and self._benchmark.middle != MARK:
+            parts["middle"] = self._benchmark.middle
         if absorbed is not None and METHODS[method].adapter == "other":
             parts["control"] = [absorbed.id, absorbed.title]  # which depends on what else is evaluated
         return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:24]
