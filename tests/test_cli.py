@@ -129,6 +129,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--methods": "closed-book,icl,rag,rag-sentences,lift,lift+icl,lift+rag-sentences,oracle,lift+oracle,"
             "lift-other,lift-other+icl,lift-other+rag-sentences",
             "--limit": None,
+            "--seed": None,
             "--lengths": "",
             "--depths": "",
             "--needles": "",
@@ -172,6 +173,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--arms": None,
             "--lengths": "",
             "--graded": None,
+            "--writers": "",
             "--ray": None,
         },
     ),

@@ -41,6 +41,16 @@ def test_truncate_in_numbers() -> None:
     assert cut_out_middle((), 11, MARK) == []
 
 
+def test_what_stands_where_the_middle_was() -> None:
+    settings = AnsweringConfig(context="truncate")
+    cut = {
+        middle: "".join(map(chr, WindowText("0123456789", characters, settings, middle=middle).select("", 8)))
+        for middle in ("", "--")
+    }
+    assert cut == {"": "01236789", "--": "012--789"}
+    assert "".join(map(chr, WindowText("0123456789" * 2, characters, settings).select("", 15))) == "01234\n...\n56789"
+
+
 def characters(text: str) -> list[int]:
     return [ord(character) for character in text]
 

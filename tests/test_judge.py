@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fake_server import FakeServer
+from liftlm.cli import app
 from liftlm.errors import ConfigError, LiftError
 from liftlm.evaluation.judge import (
     Judge,
@@ -43,6 +44,30 @@ def judge(server: FakeServer, **more: Any) -> Judge:
 
 def kept(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_judged_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, predictions(4))
+    (tmp_path / "run.json").write_text('{"benchmark": "jsonl"}')
+    with FakeServer(reply=same) as server:
+        command = ["score", str(tmp_path), "--judge-url", server.url, "--judge-model", "judge-1"]
+        app(command, standalone_mode=False)
+        app(command, standalone_mode=False)
+        assert len(server.requests) == 4 and {body["model"] for body in server.requests} == {"judge-1"}
+        for alone in (command[:4], [*command[:2], *command[4:]]):
+            with pytest.raises(ConfigError, match="--judge-url and --judge-model"):
+                app(alone, standalone_mode=False)
+            with pytest.raises(ConfigError, match="--judge-url and --judge-model"):
+                app(["evaluate", "jsonl", "--out", str(tmp_path / "new"), *alone[2:]], standalone_mode=False)
+        assert len(server.requests) == 4 and not (tmp_path / "new").exists()
+    assert capsys.readouterr().out == f"{tmp_path / 'report.md'}\n" * 2
+    assert json.loads((tmp_path / "scores.json").read_text())["lift"]["judge"] == 0.5
+    assert "| judge | judge-1 |" in (tmp_path / "report.md").read_text()
+    app(["score", str(tmp_path)], standalone_mode=False)  # without the server, what it said before
+    assert json.loads((tmp_path / "scores.json").read_text())["lift"]["judge"] == 0.5
 
 
 # --- what is asked and kept -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -382,6 +383,18 @@ def test_two_processes_with_one_document(
     holder.wait()
     adapter, new = Library().absorb_once(DOCUMENT, model, CONFIG)
     assert new and adapter.id == entry_id
+
+
+def test_who_is_willing_to_wait_does(holder: subprocess.Popen[str], model: Model, entry_id: str) -> None:
+    waited: list[str] = []
+
+    def on_wait() -> None:
+        waited.append(entry_id)
+        threading.Timer(0.3, holder.kill).start()
+
+    adapter, new = Library().absorb_once(DOCUMENT, model, CONFIG, on_wait=on_wait)
+    assert new and adapter.id == entry_id and waited == [entry_id], "told once, then it was free"
+    assert Library().absorb_once(DOCUMENT, model, CONFIG, on_wait=on_wait)[1] is False and len(waited) == 1
 
 
 def test_what_another_process_is_at_cannot_be_removed(

@@ -141,6 +141,14 @@ def test_golden_prompt(book: Path) -> None:
         ("Sit in dolores\npark", 0),
         ("Rent a kayak.", 0),
         ("", 0),
+        ("...", 0),
+        ("sandwich sandwich sandwich", 0.5),  # repeated
+        ("sandwiches near Dolores Parkway", 1),  # within longer words
+        ("a sand wich in Dolores  Park", 0),  # two blanks
+        ("a sand wich in Dolores Park", 0.5),
+        ("Not a sandwich, nor Dolores Park!", 1),  # what is said of them is not looked at
+        ("сэндвич в Долорес-парке", 0),
+        ("The best thing to do in San Francisco is to " + "walk " * 200 + "to dolores park, sandwich in hand.", 1),
     ],
 )
 def test_found_means_every_keyword(answer: str, recall: float, book: Path) -> None:

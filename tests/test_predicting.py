@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 import torch
 
 from conftest import save_model
+from fake_server import FakeServer
 from liftlm import load_config, load_model
+from liftlm.absorbing import adapter_id
 from liftlm.adapters import use_adapter
 from liftlm.cli import app
 from liftlm.config import LiftConfig
@@ -18,15 +22,16 @@ from liftlm.demo import load_demo
 from liftlm.documents import Document
 from liftlm.errors import BenchmarkDataError, ConfigError
 from liftlm.evaluation import scoring
-from liftlm.evaluation.benchmark import Question
+from liftlm.evaluation.benchmark import Item, Question
 from liftlm.evaluation.interference import measure_interference
 from liftlm.evaluation.needles import Needles, hide
 from liftlm.evaluation.own_questions import OwnQuestions
-from liftlm.evaluation.predicting import METHODS, Predictor
+from liftlm.evaluation.predicting import METHODS, Predictor, control_of
 from liftlm.evaluation.registry import benchmark_classes, make_benchmark
 from liftlm.evaluation.scoring import score_folder
 from liftlm.likelihood import continuation_nlls
 from liftlm.models import Model
+from liftlm.shelf import Shelf
 from liftlm.windows import fill_window
 
 QUICK = [
@@ -160,6 +165,73 @@ def test_the_chronicle_alone_has_no_control(model: Model, tmp_path: Path) -> Non
     assert "--methods" in caught.value.next_step and not list((tmp_path / "out").glob("predictions*"))
 
 
+def test_no_control_has_learnt_the_needle(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(f"Sentence number {number} tells of nothing much." for number in range(400)))
+    together = Needles(lengths=[1000], depths=[0.1, 0.5, 0.9], together=True).load(book)
+    depths = Needles(lengths=[1000], depths=[0.1, 0.9], needles=["password"]).load(book)
+    two = Needles(lengths=[1000], depths=[0.1, 0.9], needles=["password", "san-francisco"]).load(book)
+    for items in (together, depths, two):
+        for index, item in enumerate(items):
+            assert control_of(items, index).text != item.document.text
+            for question in item.questions:
+                assert question.evidence[0] not in control_of(items, index).text
+    assert {control_of(together, index).title for index in range(3)} == {load_demo()[0].title}, "all hold the needles"
+    assert control_of(two, 0) == two[1].document, "the next haystack hides the other needle"
+
+
+def test_the_control_is_the_next_document_without_the_evidence() -> None:
+    def item(text: str, *evidence: str) -> Item:
+        return Item(Document(text[:3], text), (Question("0", "Who?", ("x",), evidence),))
+
+    asked = item("A man rang. He left.", "A man rang.")
+    copy, line_break, other = item("A man  rang. He left."), item("So a man sat. A man\nrang."), item("A woman rang.")
+    assert control_of([asked, copy, line_break, other], 0) == other.document, "white space makes no other text"
+    assert control_of([other, asked, line_break], 1) == other.document, "after the last comes the first"
+    assert control_of([item("A man rang. He left."), line_break], 0) == line_break.document, (
+        "no evidence, nothing to skip"
+    )
+    chronicle = load_demo()[0]
+    part = chronicle.text[:200]
+    with pytest.raises(ConfigError, match="no other document"):
+        control_of([item(part, part)], 0)
+
+
+def test_another_control_is_asked_anew(model: Model, data: Path, tmp_path: Path) -> None:
+    """As when --limit grows, and with it what stands next to a document."""
+    folder = tmp_path / "out"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    (tmp_path / "alone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    assert len(predict(model, tmp_path / "alone.jsonl", folder, ["lift", "lift-other"])) == 4
+    again = predict(model, data, folder, ["lift", "lift-other"])
+    assert sorted((row["title"], row["method"]) for row in again) == [
+        ("Bell", "lift-other"), ("Bell", "lift-other"), ("Bridge", "lift"), ("Bridge", "lift-other"),
+    ]  # fmt: skip
+    absorbed = [json.loads(line) for line in (folder / "absorbs.jsonl").read_text().splitlines()]
+    controls = [row["absorbed_title"] for row in absorbed if row["title"] == "Bell" and row["control"]]
+    assert controls == [load_demo()[0].title, "Bridge"]
+
+
+def test_longbench_is_cut_without_a_mark_and_asked_whole(model: Model, tmp_path: Path) -> None:
+    text = " ".join(f"Number {number} is told here." for number in range(300))
+    row = {"input": "Which number is the last?", "context": text, "answers": ["299"], "_id": "a", "all_classes": None}
+    (tmp_path / "multifieldqa_en.jsonl").write_text(json.dumps(row))
+    rows: list[dict[str, Any]] = []
+    benchmark = make_benchmark("longbench/multifieldqa_en")
+    out = tmp_path / "out"
+    out.mkdir()
+    items = benchmark.load(tmp_path / "multifieldqa_en.jsonl")
+    Predictor(model, config(), benchmark, out, on_row=rows.append).predict(items, ["icl"])
+    (shown,) = (json.loads(line)["text"] for line in (out / "contexts.jsonl").read_text().splitlines())
+    ids, tokens = model.encode(text), rows[0]["context_tokens"]
+    assert 100 < tokens < len(ids) and rows[0]["error"] is None
+    assert shown == model.decode([*ids[: tokens - tokens // 2], *ids[-(tokens // 2) :]])
+    bare = fill_window(
+        model, [benchmark.wording(items[0].document, items[0].questions[0])], [], lambda budget: [0], 64, True
+    )
+    assert rows[0]["prompt_tokens"] == len(bare.tokens) - 1 + tokens, "nothing of instruction and question is cut"
+
+
 def test_without_the_extra_it_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("liftlm.evaluation_commands.find_spec", lambda name: None if name == "matplotlib" else name)
     for command in (["evaluate", "jsonl", "--out", str(tmp_path / "out")], ["score", str(tmp_path)]):
@@ -222,6 +294,54 @@ def test_processes_of_a_launch_absorb_each_for_itself(
     assert shared == alone
 
 
+def test_processes_share_one_library_and_the_last_leaves_the_whole_report(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model
+) -> None:
+    out = tmp_path / "shared"
+    sets = [part for setting in QUICK for part in ("--set", setting)]
+    command = [
+        "evaluate", "jsonl", "--data", str(data), "--out", str(out), "--model", str(model.folder), "--window", "256",
+        "--methods", "lift,lift-other", "--max-new-tokens", "4", *sets,
+    ]  # fmt: skip
+    asked, counted = [], []
+    with FakeServer(reply=lambda body: "True") as server:
+        for rank in (0, 1):
+            for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2)):
+                monkeypatch.setenv(name, str(value))
+            app([*command, "--judge-url", server.url, "--judge-model", "judge-1"], standalone_mode=False)
+            asked.append(len(server.requests))
+            counted.append({name: each["n"] for name, each in json.loads((out / "scores.json").read_text()).items()})
+    assert counted == [{"lift-other": 2, "lift": 2}, {"lift-other": 3, "lift": 3}]
+    assert asked == [4, 6], "two questions by two methods, then one more: none twice"
+    assert "Jonas Vale" in (out / "report.md").read_text() and (out / "run.json").exists()
+    assert len(list((tmp_path / "home" / "library").iterdir())) == 2, "the second found both adapters"
+
+
+def test_an_adapter_that_another_process_is_making_is_waited_for(model: Model, data: Path, tmp_path: Path) -> None:
+    """Regression: the process died of LibraryBusyError."""
+    items = OwnQuestions().load(data)
+    entry_id = adapter_id(items[0].document, model, config())
+    held, waiting = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Shelf().lock(entry_id):
+            held.set()
+            waiting.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(60)
+    heard: list[str] = []
+
+    def on_wait(document: Document) -> None:
+        heard.append(document.title)
+        waiting.set()
+
+    rows = predict(model, data, tmp_path / "out", ["lift"], on_wait=on_wait)
+    holder.join()
+    assert heard == ["Bell"] and len(rows) == 3 and not any(row["error"] for row in rows)
+
+
 def test_the_command_from_predictions_to_report(
     model: Model, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,13 +349,14 @@ def test_the_command_from_predictions_to_report(
     sets = [part for setting in QUICK for part in ("--set", setting)]
     command = [
         "evaluate", "jsonl", "--data", str(data), "--out", str(out), "--methods", "closed-book,lift,lift-other,oracle",
-        "--max-new-tokens", "4", "--model", str(model.folder), "--window", "256", *sets,
+        "--max-new-tokens", "4", "--model", str(model.folder), "--window", "256", *sets, "--set", "seed=3", "--seed", "5",
     ]  # fmt: skip
     app(command, standalone_mode=False)
     assert capsys.readouterr().out.strip() == str(out / "report.md")
     scores = (out / "scores.json").read_bytes()
     assert set(json.loads(scores)) == {"closed-book", "lift", "lift-other", "oracle"}
     run = json.loads((out / "run.json").read_text())
+    assert run["seed"] == run["config"]["seed"] == 5, "the flag comes after --set"
     assert run["benchmark"] == "jsonl" and run["config"]["model"]["window"] == 256 and run["machine"]
     assert "Who cast the bell?" in (out / "report.html").read_text() and "lift-other" in (out / "report.md").read_text()
     (out / "scores.json").unlink()
@@ -253,6 +374,71 @@ def test_the_command_from_predictions_to_report(
             app(wrong, standalone_mode=False)
     with pytest.raises(BenchmarkDataError, match="no data of its own"):
         app(["evaluate", "jsonl", "--out", str(out)], standalone_mode=False)
+
+
+def test_running_means_are_shown_at_the_end_and_count_what_was_there(
+    model: Model, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        "evaluate", "jsonl", "--data", str(data), "--out", str(tmp_path / "out"), "--max-new-tokens", "4",
+        "--model", str(model.folder), "--window", "256",
+    ]  # fmt: skip
+
+    def shown(methods: str) -> list[str]:
+        app([*command, "--methods", methods], standalone_mode=False)
+        lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+        return [line for line in lines if re.search(r"^(closed-book|icl) .* of ", line)]
+
+    (only,) = shown("closed-book")
+    assert " 3 of 3 0 " in only
+    assert shown("closed-book") == [only], "nothing new, and all was there"
+    path = tmp_path / "out" / "predictions.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    both = shown("closed-book,icl")
+    assert [line.split()[0] for line in both] == ["closed-book", "icl"] and all(" 3 of 3 0 " in line for line in both)
+    for name, value in (("RANK", 1), ("LOCAL_RANK", 1), ("WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    (share,) = shown("closed-book")
+    assert " 1 of 1 0 " in share, "the second process's one document has one question"
+
+
+def test_a_folder_is_of_one_benchmark_and_one_configuration(model: Model, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def run(*more: str, benchmark: str = "jsonl", window: str = "256", tokens: str = "4") -> None:
+        asked = [
+            "--methods",
+            "closed-book",
+            "--model",
+            str(model.folder),
+            "--window",
+            window,
+            "--max-new-tokens",
+            tokens,
+        ]
+        app(["evaluate", benchmark, "--data", str(data), "--out", str(out), *asked, *more], standalone_mode=False)
+
+    run("--limit", "2")
+    files = ("predictions.jsonl", "run.json", "report.md", "scores.json")
+    before = {name: (out / name).read_bytes() for name in files}
+    for refused, words in (
+        (lambda: run(benchmark="needle"), "holds an evaluation of jsonl, not of needle"),
+        (lambda: run(window="512"), "other settings: .*window is 256 there and 512 here"),
+        (lambda: run(tokens="5"), "other settings: max_new_tokens is 4 there and 5 here. Give"),
+        (lambda: run("--seed", "1"), "other settings: seed is 0 there and 1 here. Give"),
+        (lambda: run("--set", "training.epochs=7"), r"other settings: training.epochs is \d+ there and 7 here. Give"),
+        (lambda: run("--set", "answering.temperature=0.5"), "other settings: answering.temperature is"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            refused()
+        assert "another --out" in caught.value.next_step and caught.value.exit_code == 2
+        assert {name: (out / name).read_bytes() for name in files} == before
+    run("--methods", "icl", "--set", "answering.batch_tokens=512")  # how it is done, and more of it, may change
+    assert {name: each["n"] for name, each in json.loads((out / "scores.json").read_text()).items()} == {
+        "closed-book": 2, "icl": 3
+    }  # fmt: skip
+    (out / "predictions.jsonl").unlink()
+    run(window="128")  # a run.json without any row binds nobody
 
 
 def test_needles_hidden_together_and_among_look_alikes(

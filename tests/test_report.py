@@ -16,8 +16,11 @@ import rich.console
 from liftlm.errors import BenchmarkDataError
 from liftlm.evaluation import report
 from liftlm.evaluation.blocks import Fold, Heading, Paragraph, Table, Verbatim, clean, to_html, to_markdown
+from liftlm.evaluation.encoder_score import EncoderScores
 from liftlm.evaluation.figures import format_number, format_score, format_value, label
 from liftlm.evaluation.live import LiveScores, live_table
+from liftlm.evaluation.loogle import ShortQA
+from liftlm.evaluation.own_questions import OwnQuestions
 from liftlm.evaluation.plots import _cells, needle_metric
 from liftlm.evaluation.report import write_report
 from liftlm.evaluation.scoring import score_folder
@@ -140,7 +143,7 @@ def test_the_main_table(folder: Path) -> None:
     page = page_of(folder)
     header = page.row("method", "token F1")
     assert header[2:] == [
-        *("order", "METEOR", "answer NLL ↓", "evidence gap closed", "judge", "n", "failed"),
+        *("order", "METEOR", "answer NLL ↓", "evidence gap closed", "reading kept", "judge", "n", "failed"),
         *("seconds a question", "peak memory, GB"),
     ]
     icl = dict(zip(header, page.row("icl", "54.5 [27.3, 81.8]"), strict=True))  # 6 of 11
@@ -148,6 +151,17 @@ def test_the_main_table(folder: Path) -> None:
     assert (icl["order"], icl["seconds a question"], icl["peak memory, GB"]) == ("–", "2.00", "0.00")
     lift = next(cells for cells in page.cells if cells[0] == "lift" and len(cells) == len(header))
     assert dict(zip(header, lift, strict=True))["evidence gap closed"] == "75.0 [75.0, 75.0]"  # (3 − 1.5) / (3 − 1)
+    kept = {cells[0]: cells[header.index("reading kept")] for cells in page.cells if len(cells) == len(header)}
+    assert {name for name, cell in kept.items() if cell == "100.0 [100.0, 100.0]"} == {
+        "lift",
+        "lift+rag",
+        "lift+oracle",
+    }
+    assert (
+        {cell for name, cell in kept.items() if not name.startswith(("lift", "method"))}
+        == {"–"}
+        == {kept["lift-other"]}
+    )
     methods = [cells[0] for cells in page.cells if len(cells) == len(header)][1:]
     assert methods == ["closed-book", "icl", "rag", "lift-other", "lift", "lift+rag", "oracle", "lift+oracle"]
 
@@ -241,7 +255,7 @@ def test_a_bare_folder_says_what_is_missing(tmp_path: Path) -> None:
     assert "Without that control a gain may be format." in words and "Not measured." in words
     assert "needs the methods oracle and lift+oracle" in words and "1 question in full" in words
     cells = dict(zip(page.row("method", "token F1"), page.row("lift", "100.0 [100.0, 100.0]"), strict=True))
-    assert cells["evidence gap closed"] == "–"
+    assert cells["evidence gap closed"] == "–" and "reading kept" not in cells
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["methods.png"]
 
 
@@ -263,6 +277,24 @@ def test_without_matplotlib_there_are_no_plots(tmp_path: Path, monkeypatch: pyte
     score_folder(tmp_path, Toy())
     write_report(tmp_path)
     assert page_of(tmp_path).row("plots")[1] == "none: matplotlib is not installed"
+
+
+def test_bert_score_of_loogle_says_that_it_was_not_computed(tmp_path: Path) -> None:
+    def encoder(answers: Any, references: Any) -> EncoderScores:
+        return EncoderScores(
+            "tiny", tuple({"bert_precision": 0.5, "bert_recall": 0.5, "bert_f1": 0.5} for _ in answers)
+        )
+
+    write(tmp_path, [row("lift")])
+    for given, shown_cell, columns in ((None, "not computed (--bert-score)", 1), (encoder, "50.0 [50.0, 50.0]", 3)):
+        score_folder(tmp_path, ShortQA(), encoder=given)
+        write_report(tmp_path)
+        header = page_of(tmp_path).row("method", "token F1")
+        cells = dict(zip(header, page_of(tmp_path).row("lift", "100.0 [100.0, 100.0]"), strict=True))
+        assert cells["BERTScore F1"] == shown_cell and sum("BERTScore" in name for name in header) == columns
+    score_folder(tmp_path, OwnQuestions())
+    write_report(tmp_path)
+    assert not any("BERTScore" in name for name in page_of(tmp_path).row("method", "token F1"))
 
 
 def test_what_was_judged_and_what_not(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from liftlm.errors import BenchmarkDataError
 from liftlm.evaluation.benchmark import Benchmark, Question
 from liftlm.evaluation.encoder_score import EncoderScores
+from liftlm.evaluation.loogle import Cloze
 from liftlm.evaluation.resampling import RESAMPLES, SEED, percentile_interval, resampled_means, sign_flip_p_values
 from liftlm.evaluation.scoring import Row, Scores, choice_scores, question_of, read_predictions, read_rows, score_folder
 
@@ -295,24 +296,72 @@ def test_by_kind_and_by_length(tmp_path: Path) -> None:
     assert scored(tmp_path, [row("lift")]).details["kinds"] == {}
 
 
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_cloze_counts_masks_not_questions(tmp_path: Path) -> None:
+    """LooGLE divides all matches by all masks: 1 of 1, 1 of 2, 0 of 5 are 2 of 8, not the mean of 1, 0.5 and 0."""
+    masks = [{"<mask-0>": "Ada"}, {"<mask-0>": "Ada", "<mask-1>": "Bo Lee"}, {f"<mask-{n}>": f"X{n}" for n in range(5)}]
+    answers = {
+        "lift": ["{'<mask-0>': 'Ada'}", "{'<mask-0>': 'Ada', '<mask-1>': 'Bo'}", "{}"],
+        "icl": ["{}", "{'<mask-0>': 'Ada', '<mask-1>': 'Bo Lee'}", "{'<mask-3>': 'X3'}"],
+    }
+    rows = [
+        row(method, n, answers=[str(each)], answer=given[n], data={"masks": each}, answer_nll=float(n))
+        for method, given in answers.items()
+        for n, each in enumerate(masks)
+    ]
+    write(tmp_path, rows)
+    scores = score_folder(tmp_path, Cloze())
+    lift, icl = scores.methods["lift"], scores.methods["icl"]
+    assert (lift["exact_match"], lift["partial_match"]) == (2 / 8, 3 / 8)
+    assert (icl["exact_match"], icl["partial_match"]) == (3 / 8, 3 / 8)
+    assert lift["answer_nll"] == 1.0, "a likelihood is of the answer, not of its masks"
+    pairs = [[1, 1], [1, 2], [0, 5]]
+    draws = np.random.default_rng(SEED).integers(3, size=(RESAMPLES, 3))
+    ratios = [sum(pairs[n][0] for n in drawn) / sum(pairs[n][1] for n in drawn) for drawn in draws]
+    assert lift["exact_match_interval"] == pytest.approx(np.percentile(ratios, [2.5, 97.5]), abs=1e-6)
+    difference = next(
+        each for each in scores.details["paired"] if (each["a"], each["metric"]) == ("lift", "exact_match")
+    )
+    assert difference["difference"] == -1 / 8 and difference["n"] == 3  # +1 − 1 − 1 masks of 8
+    assert difference["p_value"] == 1.0, "of eight patterns of signs all have a sum at least as far from 0"
+
+
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 
+THREE = ["a", "b", "the long one"]  # the last is right
+
+
 @pytest.mark.parametrize(
-    ("nlls", "expected"),
+    ("choices", "nlls", "right"),  # right: by the whole, by a token; None: not scored
     [
-        ([[4.0, 1], [3.0, 1], [6.0, 4]], {"accuracy": 0.0, "accuracy_normalized": 1.0}),  # long, so likelier a token
-        ([[4.0, 1], [9.0, 1], [3.0, 1]], {"accuracy": 1.0, "accuracy_normalized": 1.0}),
-        ([[4.0, 1], [3.0, 1]], {}),
-        ([[4.0, 1], [3.0, 1], [math.nan, 1]], {}),
-        ([], {}),
+        (THREE, [[4.0, 1], [3.0, 1], [6.0, 4]], (0, 1)),  # long, so likelier a token
+        (THREE, [[4.0, 1], [9.0, 1], [3.0, 1]], (1, 1)),
+        (THREE, [[4.0, 4], [9.0, 1], [3.0, 1]], (1, 0)),
+        (THREE, [[3.0, 1], [4.0, 1], [3.0, 1]], (0, 0)),  # a tie: the first counts as chosen
+        (THREE, [[3.0, 1], [4.0, 1], [6.0, 2]], (0, 0)),  # a tie a token
+        (THREE, [[0.0, 1], [0.0, 1], [0.0, 1]], (0, 0)),
+        (THREE[::-1], [[3.0, 1], [4.0, 1], [3.0, 1]], (1, 1)),  # a tie that the right one leads
+        (["the long one"], [[9.0, 3]], (1, 1)),  # nothing to choose
+        (["the long one", "b", "the long one"], [[3.0, 1], [4.0, 1], [3.0, 1]], (1, 1)),  # the right one twice
+        (["b", "b", "the long one"], [[2.0, 1], [2.0, 1], [3.0, 1]], (0, 0)),
+        (["", "b", "the long one"], [[5.0, 0], [7.0, 1], [4.0, 1]], (1, 1)),  # no token counts as one
+        (["", "b", "the long one"], [[3.0, 0], [7.0, 1], [4.0, 2]], (0, 1)),
+        (THREE, [[4.0, 1], [3.0, 1]], None),
+        (THREE, [[4.0, 1], [3.0, 1], [math.nan, 1]], None),
+        (THREE, [[4.0, 1], [3.0, 1], [math.inf, 1]], None),
+        (THREE, [[4.0, 1], [None, 1], [3.0, 1]], None),
+        (THREE, [], None),
+        (["a", "b"], [[4.0, 1], [3.0, 1]], None),  # the right one is not there
+        ([], [], None),
     ],
 )
-def test_choices(nlls: list[list[float]], expected: dict[str, float]) -> None:
-    assert (
-        choice_scores({"choices": ["a", "b", "the long one"], "answers": ["the long one"], "choice_nlls": nlls})
-        == expected
-    )
+def test_choices(choices: list[str], nlls: list[list[float]], right: tuple[int, int] | None) -> None:
+    scores = choice_scores({"choices": choices, "answers": ["the long one"], "choice_nlls": nlls})
+    expected = {} if right is None else {"accuracy": float(right[0]), "accuracy_normalized": float(right[1])}
+    assert scores == expected
 
 
 def test_choices_are_columns_only_where_they_are(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import hashlib
 import json
@@ -9,13 +10,24 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from liftlm.errors import DiskFullError, LibraryBusyError, NoWritePermissionError
-from liftlm.storage import SEAL, canonical_json, new_folder, remove_drafts, seal_problems, write_errors, write_file
+from liftlm.storage import (
+    SEAL,
+    canonical_json,
+    file_lock,
+    new_folder,
+    remove_drafts,
+    seal_problems,
+    write_errors,
+    write_file,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -247,3 +259,33 @@ def test_a_folder_of_someone_else(tmp_path: Path) -> None:
     with pytest.raises(NoWritePermissionError, match="Permission denied"):
         write_file(tmp_path / "a", "1")
     tmp_path.chmod(0o700)
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_waited_for_and_ctrl_c_ends_the_wait(tmp_path: Path) -> None:
+    path, begun, enough = tmp_path / "below" / "x.lock", threading.Event(), threading.Event()
+    heard: list[str] = []
+
+    def hold() -> None:
+        with file_lock(path, lambda: None):
+            begun.set()
+            enough.wait(60)
+            time.sleep(0.3)
+            heard.append("let go")
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert begun.wait(60)
+    with pytest.raises(LookupError), file_lock(path, lambda: [][0]):
+        heard.append("never")
+    with pytest.raises(KeyboardInterrupt), file_lock(path, threading.Timer(0.2, _thread.interrupt_main).start):
+        heard.append("never")
+    with file_lock(path, enough.set):
+        heard.append("got it")
+    holder.join()
+    assert heard == ["let go", "got it"]
+    with file_lock(path, lambda: heard.append("never")):
+        pass
+    assert len(heard) == 2

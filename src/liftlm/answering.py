@@ -12,7 +12,7 @@ from typing import Literal
 from liftlm.absorbing import Adapter
 from liftlm.adapters import use_adapter
 from liftlm.config import AnsweringConfig, ContextPolicy, LiftConfig
-from liftlm.context import WindowText
+from liftlm.context import MARK, WindowText
 from liftlm.documents import Document
 from liftlm.errors import ConfigError, QuestionTooLongError
 from liftlm.generating import Generated, OnText, generate
@@ -174,11 +174,13 @@ def _document(adapter: Adapter | None, document: Document | None) -> Document:
     return document if document is not None else adapter.document  # type: ignore[union-attr]
 
 
-def window_text(model: Model, adapter: Adapter | None, document: Document, settings: AnsweringConfig) -> WindowText:
+def window_text(
+    model: Model, adapter: Adapter | None, document: Document, settings: AnsweringConfig, middle: str = MARK
+) -> WindowText:
     """The document as the context policy shows it.
 
     The model ranks what `retrieve` finds, with the adapter if there is one. What `recite` shows comes from the adapter alone (the
-    document's text is not looked at), and the model without it is the judge.
+    document's text is not looked at), and the model without it is the judge. middle: what `truncate` puts where it cuts.
     """
     name, ranker = adapter.id if adapter else None, Ranker(model, document.title)
     judge = None if settings.context == "recite" else name
@@ -192,7 +194,7 @@ def window_text(model: Model, adapter: Adapter | None, document: Document, setti
         with use_adapter(model, name):
             return recite(model, prompt, settings)
 
-    return WindowText(document.text, model.encode, settings, rerank, recited)
+    return WindowText(document.text, model.encode, settings, rerank, recited, middle)
 
 
 def fill_question(

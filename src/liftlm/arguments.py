@@ -56,13 +56,15 @@ def read_config(
     window: int | None = None,
     context: str | None = None,
     start: str | None = None,
+    seed: int | None = None,
     below: dict[str, Any] | None = None,
 ) -> LiftConfig:
     """Defaults → file → --set → the flags that stand for a setting; below: a command's own defaults."""
     from liftlm.config import load_config
 
     flags: dict[str, Any] = {
-        "model.name": model, "model.window": window, "answering.context": context, "adapter.start": start
+        "model.name": model, "model.window": window, "answering.context": context, "adapter.start": start,
+        "seed": seed,
     }  # fmt: skip
     # as JSON, since a model called 1.0 is a text; not escaped, since YAML reads escaped surrogates differently
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]

@@ -25,9 +25,11 @@ class WindowText:
         settings: AnsweringConfig,
         rerank: Rerank | None = None,
         recite: Callable[[str], Sequence[str]] = lambda question: (),
+        middle: str = MARK,
     ) -> None:
+        """middle: what stands where `truncate` cuts the middle out."""
         self._text, self._encode, self._settings, self._rerank = text, encode, settings, rerank
-        self._recite = recite
+        self._recite, self._middle = recite, middle
         self._sources: dict[str, tuple[str, ...]] = {}
 
     def select(self, question: str, budget: int) -> list[int]:
@@ -35,7 +37,7 @@ class WindowText:
         if self._settings.context == "none" or budget <= 0:
             return []
         if self._settings.context == "truncate":
-            return cut_out_middle(self._tokens, budget, self._mark)
+            return cut_out_middle(self._tokens, budget, self._encode(self._middle) if self._middle else [])
         if self._settings.context == "recite":
             return self._best_recited(question, budget)
         selected = self._retriever.select(question, budget, self._mark, self._rerank)

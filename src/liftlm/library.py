@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,13 @@ class Library(Shelf):
         *,
         tasks: Sequence[Task] | None = None,
         on_step: OnStep = lambda metrics: None,
+        on_wait: Callable[[], None] | None = None,
     ) -> tuple[Adapter, bool]:
         """The stored adapter of this document, model and recipe, or a new one that is stored; and whether it is new.
 
-        Raises LibraryBusyError where another process is at it, DamagedEntryError (a damaged entry is never used, nor
-        silently replaced), and what `absorb` raises; after an interruption the next call continues.
+        Raises LibraryBusyError where another process is at it (with `on_wait`, calls that and waits for the entry),
+        DamagedEntryError (a damaged entry is never used, nor silently replaced), and what `absorb` raises; after an interruption
+        the next call continues.
         """
         from accelerate import PartialState
 
@@ -79,13 +81,13 @@ class Library(Shelf):
             return self.open(entry_id, model), False
         main = PartialState(cpu=model.device.type == "cpu").is_main_process  # one process of several keeps the books
         work = self.home / "unfinished" / entry_id
-        with write_errors(work):
-            work.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir(parents=True, exist_ok=True)
-        with self.lock(entry_id) if main else contextlib.nullcontext():
+        with self.lock(entry_id, on_wait) if main else contextlib.nullcontext():
             try:
                 if _main_says((self.path / entry_id).is_dir()):  # finished by another program a moment ago
                     return self.open(entry_id, model), False
+                with write_errors(work):
+                    work.mkdir(parents=True, exist_ok=True)
+                    self.path.mkdir(parents=True, exist_ok=True)
                 adapter = absorb(document, model, config, tasks=tasks, folder=work, on_step=on_step)
                 with use_adapter(model, None):
                     tensors = model.adapters[adapter.id].tensors()  # which all processes put together

@@ -13,17 +13,16 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import platformdirs
 
 from liftlm.documents import Document
 from liftlm.errors import DamagedEntryError, EntryNotFoundError, LibraryBusyError
-from liftlm.storage import remove_drafts, seal_problems, write_errors
+from liftlm.storage import file_lock, remove_drafts, seal_problems, write_errors
 
 FORMAT = 1  # of entry.json
 
@@ -141,25 +140,22 @@ class Shelf:
             shutil.rmtree(self.home / "unfinished" / entry_id, ignore_errors=True)
 
     @contextlib.contextmanager
-    def lock(self, entry_id: str) -> Iterator[None]:
-        """Within the block no other process changes this entry. The lock of a killed process is free."""
-        path = self.home / "locks" / f"{entry_id}.lock"
-        with write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                raise LibraryBusyError(
-                    f"Another process is absorbing this document right now (entry {entry_id}).",
-                    "Wait until it is done; the same command then answers at once.",
-                ) from None
-        try:
+    def lock(self, entry_id: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Within the block no other process changes this entry. The lock of a killed process is free.
+
+        Where another process holds it: raises LibraryBusyError, or with `on_wait` calls that once and waits (Ctrl-C ends it).
+        """
+
+        def refuse() -> None:
+            raise LibraryBusyError(
+                f"Another process is absorbing this document right now (entry {entry_id}).",
+                "Wait until it is done; the same command then answers at once.",
+            )
+
+        with file_lock(self.home / "locks" / f"{entry_id}.lock", on_wait or refuse):
             with write_errors(self.path):
                 remove_drafts(self.path / entry_id)
             yield
-        finally:
-            lock.release()
 
 
 def check_files(folder: Path, only: str | None = None) -> None:

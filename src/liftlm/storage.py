@@ -14,9 +14,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from liftlm.errors import DiskFullError, LiftError, NoWritePermissionError
 
@@ -76,6 +78,26 @@ def new_folder(target: Path, *, sealed: bool = True) -> Iterator[Path]:
             _sync(target.parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Within the block no other process holds this lock; a killed one holds none.
+
+    on_wait is called once where another holds it, which is then waited for (Ctrl-C ends that), unless on_wait raises.
+    """
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            on_wait()
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_file(path: Path, content: str | bytes) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import liftlm.evaluation.metrics as scoring_rules
+from liftlm.context import MARK
 from liftlm.documents import Document
 from liftlm.prompts import Wording, question_wording
 
@@ -45,7 +46,9 @@ class Benchmark:
     dataset: ClassVar[str]  # public id
     source: ClassVar[str]  # where prompt and metric come from
     metrics: ClassVar[tuple[str, ...]] = ("token_f1", "rouge_l")  # what `score` gives, in the order of the table
+    bert_score: ClassVar[bool] = False  # whether its authors report BERTScore, which is computed on demand only
     max_new_tokens: ClassVar[int] = 64
+    middle: ClassVar[str] = MARK  # what stands where the middle of a text is cut out
     chat_template: ClassVar[bool] = True  # whether prompts go through the model's chat template
 
     def load(self, data: Path | None, *, limit: int | None = None, seed: int = 0) -> list[Item]:
@@ -65,6 +68,10 @@ class Benchmark:
             "token_f1": max(scoring_rules.token_f1(answer, reference) for reference in question.answers),
             "rouge_l": max(scoring_rules.rouge(answer, reference)["rouge_l"] for reference in question.answers),
         }
+
+    def weight(self, question: Question, metric: str) -> float:
+        """How much a question counts in the mean of a metric."""
+        return 1.0
 
 
 def draw(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:

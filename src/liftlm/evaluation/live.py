@@ -24,8 +24,10 @@ class LiveScores:
         self._metrics = (*benchmark.metrics[:2], "accuracy_normalized", "answer_nll")
         self._values: dict[str, dict[str, list[float]]] = {}
         self._failed: Counter[str] = Counter()
+        self.rows = 0  # so far
 
     def add(self, row: Row) -> None:
+        self.rows += 1
         values = self._values.setdefault(row["method"], {})
         if row.get("error"):
             self._failed[row["method"]] += 1

@@ -4,7 +4,7 @@ Dataset: THUDM/LongBench, test split. Prompts and lengths of answers: upstream's
 dataset2maxlen.json, word for word (longbench.json, "prompt"). Metric: `longbench_score`, upstream's eval.py and
 metrics.py: F1, ROUGE-L, accuracy or edit similarity by task, the best over the references; of trec, triviaqa and samsum
 only the first line of an answer counts. Token F1 and ROUGE-L stand beside it, so that all question-answering sets share
-two metrics. Truncation is the methods' business; upstream's is head and tail, as in `icl`.
+two metrics. Truncation is the methods' business; as upstream's, that of `icl` joins head and tail without a mark.
 
 "alone" in longbench.json is ours: upstream never asks without the context. It is the prompt without the context and
 its label ("Story:", "The following are given passages.").
@@ -38,6 +38,7 @@ class LongBench(Benchmark):
     dataset = "THUDM/LongBench (test)"
     source = "github.com/THUDM/LongBench"
     metrics = ("longbench_score", "token_f1", "rouge_l")
+    middle = ""
     task: ClassVar[str]
     prompt: ClassVar[str]
     alone: ClassVar[str]

@@ -82,6 +82,7 @@ class LooGLE(Benchmark):
 
 class _QuestionAnswering(LooGLE):
     metrics: ClassVar[tuple[str, ...]] = _SIMILARITY
+    bert_score = True
 
     def __init__(self, prompt: Literal["lift", "loogle"] = "lift") -> None:
         """prompt: whose words ask, this program's (which name the document) or the LooGLE authors'."""
@@ -140,8 +141,8 @@ class Cloze(LooGLE):
     """Names hidden behind <mask-n> in a retold part of a film script.
 
     The evidence field `S` is the same part with its names, which is the answer and not in the document: there is no
-    oracle. Scores are a question's share of right masks; the authors divide all right masks by all masks, which
-    weighting by `data["masks"]` gives.
+    oracle. Scores are a question's share of right masks; as the authors divide all right masks by all masks, a question
+    counts in the means as often as it has masks.
     """
 
     name = "loogle-cloze"
@@ -175,6 +176,9 @@ class Cloze(LooGLE):
             "partial_match": metrics.cloze_partial(answer, masks),
         }
 
+    def weight(self, question: Question, metric: str) -> float:
+        return float(len(question.data["masks"])) if metric in self.metrics else 1.0
+
 
 class Summarization(LooGLE):
     """The abstract of a paper from arXiv. The titles in the data are the papers' numbers."""
@@ -182,6 +186,7 @@ class Summarization(LooGLE):
     name = "loogle-summarization"
     file_names = ("longdep_summarization.jsonl", "summarization.jsonl")
     metrics = _SIMILARITY
+    bert_score = True
     max_new_tokens = 500
 
     def wording(self, document: Document, question: Question) -> Wording:

@@ -7,6 +7,7 @@ absorbed as its control (`lift-other`, `lift-other+…`). Knows nothing of metri
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from liftlm.absorbing import Adapter
 from liftlm.adapters import start_fingerprint, use_adapter
 from liftlm.answering import window_text
 from liftlm.config import AnsweringConfig, LiftConfig, RetrievalConfig
-from liftlm.context import WindowText
+from liftlm.context import MARK, WindowText
 from liftlm.demo import load_demo
 from liftlm.devices import peak_memory, reset_peak_memory
 from liftlm.documents import Document
@@ -71,7 +72,10 @@ _SEGMENTS = RetrievalConfig(unit="segment", count=None, rerank=0)
 
 
 class Predictor:
-    """Predicts what is missing in `folder`. on_row hears every new row, on_step every training step."""
+    """Predicts what is missing in `folder`. on_row hears every new row, on_step every training step.
+
+    on_wait hears of a document that another process is absorbing, for which this one then waits.
+    """
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class Predictor:
         *,
         on_row: Callable[[Row], None] = lambda row: None,
         on_step: OnStep = lambda metrics: None,
+        on_wait: Callable[[Document], None] = lambda document: None,
         part: tuple[int, int] = (0, 1),
         library: Library | None = None,
         tasks: Callable[[Document], Sequence[Task] | None] = lambda document: None,
@@ -89,13 +94,13 @@ class Predictor:
     ) -> None:
         """library: default, the user's; tasks: given ones for a document; interference: whether it is measured."""
         self._model, self._config, self._benchmark, self._folder = model, config, benchmark, folder
-        self._on_row, self._on_step = on_row, on_step
+        self._on_row, self._on_step, self._on_wait = on_row, on_step, on_wait
         self._part, self._parts = part
         self._library = library or Library()
         self._tasks, self._interference = tasks, interference
         self._before: Interference | None = None
         self._contexts = {row["id"] for row in read_rows(folder, "contexts")[0]}
-        self._absorbed = {(row["document_id"], row["control"]) for row in read_rows(folder, "absorbs")[0]}
+        self._absorbed = {(row["document_id"], row["adapter_id"]) for row in read_rows(folder, "absorbs")[0]}
 
     def predict(self, items: Sequence[Item], methods: Sequence[str]) -> None:
         """This process's share of the documents (every `parts`-th).
@@ -115,31 +120,50 @@ class Predictor:
         """Ids of the rows that are there already."""
         return {row["id"] for row in read_predictions(self._folder)[0] if not row["error"]}
 
+    def known(self, items: Sequence[Item], methods: Sequence[str]) -> list[Row]:
+        """The answers of this process's share that are there already."""
+        there = {row["id"]: row for row in read_predictions(self._folder)[0] if not row["error"]}
+        return [
+            there[row_id]
+            for index in range(self._part, len(items), self._parts)
+            for method in methods
+            for _, row_id in self._asked(items, index, method)
+            if row_id in there
+        ]
+
+    def _asked(self, items: Sequence[Item], index: int, method: str) -> list[tuple[Question, str]]:
+        """Questions about a document that a method can be asked, with the ids of their rows."""
+        item, way = items[index], METHODS[method]
+        absorbed = _absorbed_by(way, items, index)
+        asked = [question for question in item.questions if question.evidence or way.text != "evidence"]
+        return [(question, self._row_id(item, question, method, absorbed)) for question in asked]
+
     def predict_document(self, items: Sequence[Item], index: int, methods: Sequence[str], done: set[str]) -> None:
         """What is missing of one document; the others are there for the control."""
         item = items[index]
         for method in methods:
             way = METHODS[method]
-            asked = [q for q in item.questions if q.evidence or way.text != "evidence"]
-            missing = [q for q in asked if self._row_id(item, q, method) not in done]
+            absorbed = _absorbed_by(way, items, index)
+            missing = [q for q, row_id in self._asked(items, index, method) if row_id not in done]
             if missing:
-                adapter = self._adapter(items, index, way)
+                adapter = None if absorbed is None else self._adapter(item.document, absorbed, way)
                 for row in self._answer(item, missing, method, adapter):
                     self._append("predictions", row)
                     self._on_row(row)
 
     # --- absorbing ----------------------------------------------------------------------------------------------------
 
-    def _adapter(self, items: Sequence[Item], index: int, way: Way) -> Adapter | None:
-        if way.adapter == "none":
-            return None
-        document = items[index].document
-        absorbed = document if way.adapter == "own" else control_of(items, index)
+    def _adapter(self, document: Document, absorbed: Document, way: Way) -> Adapter:
         tasks = self._tasks(absorbed)
         reset_peak_memory(self._model.device)
-        adapter, _ = self._library.absorb_once(absorbed, self._model, self._config, tasks=tasks, on_step=self._on_step)
-        if (document.id, way.adapter == "other") not in self._absorbed:
-            self._absorbed.add((document.id, way.adapter == "other"))
+        adapter, _ = self._library.absorb_once(
+            *(absorbed, self._model, self._config),
+            tasks=tasks,
+            on_step=self._on_step,
+            on_wait=lambda: self._on_wait(absorbed),
+        )
+        if (document.id, adapter.id) not in self._absorbed:
+            self._absorbed.add((document.id, adapter.id))
             self._append("absorbs", self._absorb_row(document, adapter, way))
         return adapter
 
@@ -189,13 +213,13 @@ class Predictor:
             try:
                 window = self._fill(model, item, question, way, text, settings)
             except (QuestionTooLongError, _DoesNotFitError) as error:
-                yield self._row(item, question, method) | {"error": str(error)}
+                yield self._row(item, question, method, adapter) | {"error": str(error)}
                 continue
             filled.append((question, window, time.monotonic() - started))
         with use_adapter(model, adapter.id if adapter else None, strength=strength):
             for generated in generate(model, [window for _, window, _ in filled], settings, self._config.seed):
                 question, window, seconds = filled[generated.index]
-                row = self._row(item, question, method) | self._likelihoods(model, question, window)
+                row = self._row(item, question, method, adapter) | self._likelihoods(model, question, window)
                 yield row | {
                     "answer": generated.text,
                     "prompt_tokens": len(window.tokens),
@@ -214,7 +238,7 @@ class Predictor:
         else:
             context = way.text if way.text in ("none", "retrieve", "recite") else "truncate"
             settings = settings.model_copy(update={"context": context})
-        return window_text(model, adapter, document, settings)
+        return window_text(model, adapter, document, settings, self._benchmark.middle)
 
     def _fill(
         self, model: Model, item: Item, question: Question, way: Way, text: WindowText, settings: AnsweringConfig
@@ -251,7 +275,7 @@ class Predictor:
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def _row_id(self, item: Item, question: Question, method: str) -> str:
+    def _row_id(self, item: Item, question: Question, method: str, absorbed: Document | None) -> str:
         apart = {"batch_tokens", "context"} | (set() if METHODS[method].text == "recite" else {"recitation"})
         answering = self._config.answering.model_dump(mode="json", exclude=apart)
         parts = {
@@ -264,6 +288,10 @@ class Predictor:
             "model": self._model.fingerprint,
             "window": self._model.window,
         }
+        if METHODS[method].text == "truncate" and self._benchmark.middle != MARK:
+            parts["middle"] = self._benchmark.middle
+        if absorbed is not None and METHODS[method].adapter == "other":
+            parts["control"] = [absorbed.id, absorbed.title]  # which depends on what else is evaluated
         return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:24]
 
     def _recipe(self, item: Item) -> Row:
@@ -276,10 +304,10 @@ class Predictor:
             recipe["start"] = start
         return recipe
 
-    def _row(self, item: Item, question: Question, method: str) -> Row:
+    def _row(self, item: Item, question: Question, method: str, adapter: Adapter | None) -> Row:
         given = dataclasses.asdict(question)
         return {
-            "id": self._row_id(item, question, method),
+            "id": self._row_id(item, question, method, adapter.document if adapter else None),
             "document_id": item.document.id,
             "title": item.document.title,
             "document_tokens": len(self._model.encode(item.document.text)),
@@ -329,22 +357,40 @@ def check_methods(methods: Sequence[str]) -> None:
 
 
 def control_of(items: Sequence[Item], index: int) -> Document:
-    """The next document of the benchmark with another text; the demo's chronicle where there is none.
+    """The next document of the benchmark that has another text and holds none of this item's evidence; else the demo's chronicle.
 
-    Raises ConfigError where the chronicle itself is all there is.
+    With its evidence (a needle that is hidden in every haystack) the control would know what is asked. Raises ConfigError where
+    the chronicle is no other document either.
     """
     own = items[index].document
-    for step in range(1, len(items)):
-        other = items[(index + step) % len(items)].document
-        if other.text != own.text:
-            return other
+    own_text = _plain(own.text)
+    evidence = {_plain(sentence) for question in items[index].questions for sentence in question.evidence} - {""}
+
+    def knows(other: Document) -> bool:
+        text = _plain(other.text)
+        return text == own_text or any(sentence in text for sentence in evidence)
+
     chronicle = load_demo()[0]
-    if own.text.strip() == chronicle.text.strip():
+    following = (items[(index + step) % len(items)].document for step in range(1, len(items)))
+    control = next((other for other in [*following, chronicle] if not knows(other)), None)
+    if control is None:
         raise ConfigError(
             f"The controls lift-other… have no other document to absorb than '{own.title}', which is to be answered about.",
             "Leave lift-other… out of --methods, or evaluate at least two documents.",
         )
-    return chronicle
+    return control
+
+
+def _absorbed_by(way: Way, items: Sequence[Item], index: int) -> Document | None:
+    """The document whose adapter is on where `way` is asked about that item."""
+    if way.adapter == "none":
+        return None
+    return items[index].document if way.adapter == "own" else control_of(items, index)
+
+
+@functools.lru_cache(maxsize=64)
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _at_full_window(model: Model) -> Model:

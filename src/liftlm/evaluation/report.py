@@ -141,7 +141,8 @@ def _facts(found: _Found) -> list[Block]:
 
 def _main_table(found: _Found) -> list[Block]:
     details, scores = found.details, found.scores
-    metrics = [*(name for name in details["metrics"] if name != "judge"), "evidence_gap_closed", "judge"]
+    kept = ["reading_kept"] if any(entry.get("reading_kept") is not None for entry in scores.values()) else []
+    metrics = [*(name for name in details["metrics"] if name != "judge"), "evidence_gap_closed", *kept, "judge"]
     extra = ["n", "failed", "seconds a question", "peak memory, GB"]
     rows = []
     for method, entry in scores.items():
@@ -153,6 +154,10 @@ def _main_table(found: _Found) -> list[Block]:
         "Shares are in percent, answer NLL in nats a token; ↓: lower is better. In brackets: 95 % intervals of "
         f"{details['resamples']:,} resamples of the questions. Evidence gap closed: (NLL closed-book − NLL of the method) / "
         "(NLL closed-book − NLL oracle). Failed answers are counted, not scored."
+    ) + (
+        " Reading kept: token F1 of lift+oracle / oracle, one figure for all methods that use the adapter."
+        if kept
+        else ""
     )
     table = Table(["method", *map(label, metrics), *extra], rows)
     return [Heading("Scores"), table, Paragraph(notes), *found.picture("methods.png")]

@@ -14,18 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from liftlm.errors import BenchmarkDataError
 from liftlm.evaluation.benchmark import Benchmark, Question
+from liftlm.evaluation.comparing import (
+    Mask,
+    Table,
+    compare,
+    compare_all,
+    divide,
+    interval_of,
+    mean_of,
+    round_off,
+    weighted_means,
+)
 from liftlm.evaluation.encoder_score import EncoderScores
 from liftlm.evaluation.judge import Judge, judge_rows, read_verdicts
-from liftlm.evaluation.resampling import RESAMPLES, Floats, percentile_interval, resampled_means, sign_flip_p_values
+from liftlm.evaluation.resampling import RESAMPLES, Floats, resampled_means
 from liftlm.storage import write_file
 
 Row = dict[str, Any]
-Key = tuple[str, str]  # document, question
-Mask = NDArray[np.bool_]
 EncoderScorer = Callable[[Sequence[str], Sequence[Sequence[str]]], EncoderScores]
 
 CONTROL = "lift-other"
@@ -48,7 +56,6 @@ COMPARED = (  # what the program claims, and what the claims are measured agains
 )
 _RATED = ("loogle-summarization", "longbench/gov_report", "longbench/multi_news", "longbench/qmsum", "longbench/samsum")
 _LENGTHS = (1500, 3000, 6000, 12_000, 24_000, 48_000, 96_000)  # tokens; between the round lengths that texts are cut to
-_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def score_folder(
     encoded = encoder([row["answer"] for row in answered], [row["answers"] for row in answered]) if encoder else None
     for row, values in zip(answered, encoded.rows if encoded else (), strict=encoded is not None):
         found[row["id"]] |= values
-    table = _tabulate(rows, found, _metric_names(benchmark, rows, encoded.rows if encoded else ()))
+    table = _tabulate(benchmark, rows, found, _metric_names(benchmark, rows, encoded.rows if encoded else ()))
     everything = np.ones(len(table.questions), dtype=bool)
     scores = Scores(
         {method: _score_method(table, method, everything) for method in table.values},
@@ -97,11 +104,12 @@ def score_folder(
             "resamples": RESAMPLES,
             "methods": {method: _costs(rows, table, method) for method in table.values},
             "knowledge": [entry for pair in CONTROLLED for entry in compare(table, *pair, everything)],
-            "paired": _compare_all(table, everything),
+            "paired": compare_all(table, everything),
             "kinds": _by_kind(table),
             "lengths": _by_length(table),
             "rows": {
-                identity: {name: _round(value) for name, value in found[identity].items()} for identity in sorted(found)
+                identity: {name: round_off(value) for name, value in found[identity].items()}
+                for identity in sorted(found)
             },
         },
     )
@@ -192,32 +200,16 @@ def _number(value: Any) -> float:
 
 def _metric_names(benchmark: Benchmark, rows: Iterable[Row], encoded: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
     by_choice = ("accuracy", "accuracy_normalized") if any(row.get("choice_nlls") for row in rows) else ()
-    by_encoder = encoded[0] if encoded else ()
+    by_encoder = encoded[0] if encoded else ("bert_f1",) if benchmark.bert_score else ()
     return tuple(dict.fromkeys((*by_choice, *benchmark.metrics, *by_encoder, "answer_nll", "judge")))
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Table:
-    """Every score, by method: arrays (questions, metrics) that hold NaN where there is none."""
-
-    metrics: tuple[str, ...]
-    questions: tuple[Key, ...]
-    kinds: tuple[str, ...]  # of the questions
-    tokens: tuple[int, ...]  # of their documents
-    values: dict[str, Floats]
-    scored: dict[str, Mask]  # which questions have an answer
-    failed: dict[str, Mask]
-
-    def column(self, method: str, metric: str) -> Floats:
-        if method not in self.values or metric not in self.metrics:
-            return np.full(len(self.questions), np.nan)
-        return self.values[method][:, self.metrics.index(metric)]
-
-
-def _tabulate(rows: Sequence[Row], found: Mapping[str, Mapping[str, float]], metrics: tuple[str, ...]) -> Table:
+def _tabulate(
+    benchmark: Benchmark, rows: Sequence[Row], found: Mapping[str, Mapping[str, float]], metrics: tuple[str, ...]
+) -> Table:
     about = {(row["document_id"], row["question_id"]): row for row in rows}
     place = {key: index for index, key in enumerate(sorted(about))}
     methods = sorted({row["method"] for row in rows}, key=rank)
@@ -226,6 +218,9 @@ def _tabulate(rows: Sequence[Row], found: Mapping[str, Mapping[str, float]], met
         tuple(place),
         tuple(about[key]["kind"] for key in place),
         tuple(about[key]["document_tokens"] for key in place),
+        np.array(
+            [[benchmark.weight(question_of(about[key]), metric) for metric in metrics] for key in place], dtype=float
+        ),
         {method: np.full((len(place), len(metrics)), np.nan) for method in methods},
         {method: np.zeros(len(place), dtype=bool) for method in methods},
         {method: np.zeros(len(place), dtype=bool) for method in methods},
@@ -245,11 +240,10 @@ def rank(method: str) -> tuple[int, str]:
 def _score_method(table: Table, method: str, chosen: Mask) -> dict[str, Any]:
     """The entry of scores.json, from the chosen questions."""
     scored = chosen & table.scored[method]
-    values = table.values[method][scored]
-    samples = resampled_means(values)
+    means, samples = weighted_means(table.values[method][scored], table.weights[scored])
     entry: dict[str, Any] = {}
     for index, metric in enumerate(table.metrics):
-        entry |= _entry(metric, _mean(values[:, index]), samples[:, index])
+        entry |= _entry(metric, float(means[index]), samples[:, index])
     entry |= _entry("evidence_gap_closed", *_gap_closed(table, method, chosen))
     if method.startswith("lift") and not method.startswith(CONTROL):
         entry |= _entry("reading_kept", *_reading_kept(table, chosen))
@@ -258,14 +252,14 @@ def _score_method(table: Table, method: str, chosen: Mask) -> dict[str, Any]:
 
 def _entry(name: str, value: float, samples: Floats) -> dict[str, Any]:
     known = math.isfinite(value)
-    return {name: _round(value) if known else None, f"{name}_interval": _interval(samples) if known else None}
+    return {name: round_off(value) if known else None, f"{name}_interval": interval_of(samples) if known else None}
 
 
 def _gap_closed(table: Table, method: str, chosen: Mask) -> tuple[float, Floats]:
     """(closed-book − method) / (closed-book − oracle) in nats a token."""
 
     def formula(means: Floats) -> Floats:
-        return _divide(means[:, 0] - means[:, 1], means[:, 0] - means[:, 2])
+        return divide(means[:, 0] - means[:, 1], means[:, 0] - means[:, 2])
 
     columns = [table.column(name, "answer_nll") for name in ("closed-book", method, "oracle")]
     return _of_means(columns, chosen, formula)
@@ -275,7 +269,7 @@ def _reading_kept(table: Table, chosen: Mask) -> tuple[float, Floats]:
     """Token F1 with the evidence in the window: with the adapter / without."""
 
     def formula(means: Floats) -> Floats:
-        return _divide(means[:, 0], means[:, 1])
+        return divide(means[:, 0], means[:, 1])
 
     return _of_means([table.column(name, "token_f1") for name in ("lift+oracle", "oracle")], chosen, formula)
 
@@ -300,52 +294,21 @@ def _costs(rows: Iterable[Row], table: Table, method: str) -> dict[str, Any]:
     }
     for name in ("seconds", "prompt_tokens", "context_tokens", "answer_tokens"):
         values = np.array([_number(row.get(name)) for row in own])
-        mean = _mean(values)
-        result[name] = _round(mean) if math.isfinite(mean) else None
+        mean = mean_of(values)
+        result[name] = round_off(mean) if math.isfinite(mean) else None
     memory = [row["peak_memory_bytes"] for row in own if row.get("peak_memory_bytes")]
     return result | {"peak_memory_bytes": max(memory, default=None)}
 
 
 def _unavailable(table: Table) -> dict[str, str]:
-    """Metrics that this machine cannot give, and why."""
-    there = any(np.isfinite(table.column(method, "meteor")).any() for method in table.values)
+    """Metrics of the benchmark that are not there, and why."""
+    reasons = {"meteor": "no WordNet here", "bert_f1": "not computed (--bert-score)"}
+    there = {name for name in reasons for method in table.values if np.isfinite(table.column(method, name)).any()}
     answered = any(mask.any() for mask in table.scored.values())
-    return {"meteor": "no WordNet here"} if "meteor" in table.metrics and answered and not there else {}
+    return {name: why for name, why in reasons.items() if name in table.metrics and answered and name not in there}
 
 
-# --- comparing --------------------------------------------------------------------------------------------------------
-
-
-def compare(table: Table, first: str, second: str, chosen: Mask) -> list[dict[str, Any]]:
-    """first − second for every metric, on the questions that both have: mean, interval, and the p-value of a two-sided
-    permutation test that flips the differences' signs.
-    """
-    if first not in table.values or second not in table.values:
-        return []
-    differences = (table.values[first] - table.values[second])[chosen & table.scored[first] & table.scored[second]]
-    samples, chances = resampled_means(differences), sign_flip_p_values(differences)
-    result = []
-    for index, metric in enumerate(table.metrics):
-        own = differences[:, index]
-        if np.isfinite(own).any():
-            result.append(
-                {
-                    "a": first,
-                    "b": second,
-                    "metric": metric,
-                    "n": int(np.isfinite(own).sum()),
-                    "difference": _round(_mean(own)),
-                    "interval": _interval(samples[:, index]),
-                    "p_value": _round(float(chances[index])),
-                }
-            )
-    return result
-
-
-def _compare_all(table: Table, chosen: Mask) -> list[dict[str, Any]]:
-    methods = list(table.values)
-    pairs = [(later, earlier) for index, later in enumerate(methods) for earlier in methods[:index]]
-    return [entry for later, earlier in pairs for entry in compare(table, later, earlier, chosen)]
+# --- groups -----------------------------------------------------------------------------------------------------------
 
 
 def _by_group(table: Table, names: Sequence[str]) -> dict[str, Any]:
@@ -372,26 +335,6 @@ def _by_length(table: Table) -> dict[str, Any]:
     names = {bound: f"up to {bound:,} tokens" for bound in _LENGTHS} | {None: f"over {_LENGTHS[-1]:,} tokens"}
     groups = _by_group(table, [names[bound] for bound in bounds])
     return {name: groups[name] for name in names.values() if name in groups}
-
-
-def _divide(above: Floats, below: Floats) -> Floats:
-    """NaN where `below` is not more than 0."""
-    result: Floats = np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
-    return result
-
-
-def _mean(values: Floats) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else math.nan
-
-
-def _interval(samples: Floats) -> list[float] | None:
-    interval = percentile_interval(samples)
-    return None if interval is None else [_round(value) for value in interval]
-
-
-def _round(value: float) -> float:
-    return round(value, _DIGITS) + 0.0  # never −0.0
 
 
 def _json(value: Any) -> str:
