@@ -9,13 +9,15 @@ import pytest
 
 from liftlm import Document
 from liftlm.evaluation.benchmark import Item, Question
-from liftlm.evaluation.blocks import Paragraph
+from liftlm.evaluation.blocks import Paragraph, Table
 from liftlm.evaluation.corpora import cut_item
 from liftlm.evaluation.timeline import coordinate_score, parse_events
-from liftlm.studies.efficiency import _crossing
+from liftlm.studies.drawing import Fit, lines
+from liftlm.studies.efficiency import Efficiency, _crossing
 from liftlm.studies.growth import fit_growth
 from liftlm.studies.intervals import difference, figure, gap, quotient, share_above, together
 from liftlm.studies.questions import StudyQuestions, code_questions, order_questions, score_row, with_needles
+from liftlm.studies.study import Options
 from liftlm.studies.tables import where
 from liftlm.studies.task_quality import question_class
 
@@ -75,8 +77,8 @@ def test_growth_is_told_apart(noise: float) -> None:
     parabola = fit_growth(lengths, costs(lambda n: 0.1 + n / 4000 + (n / 8000) ** 2))
     flat = fit_growth(lengths, costs(lambda n: 5e8))
     assert line is not None and parabola is not None and flat is not None
-    assert abs(line.bend) < 0.05 and line.linear == pytest.approx(1 / 400, rel=0.1)
-    assert parabola.better == "quadratic" and parabola.quadratic == pytest.approx(1 / 8000**2, rel=0.1)
+    assert line.line == pytest.approx((1, 1 / 400), rel=0.1) and abs(line.bend) < 0.05
+    assert parabola.better == "quadratic" and parabola.parabola[2] == pytest.approx(1 / 8000**2, rel=0.1)
     assert parabola.bend_interval is not None and parabola.bend_interval[0] > 0.3
     assert abs(flat.exponent) < 0.03
     assert fit_growth([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) is None
@@ -179,3 +181,95 @@ def test_where_absorbing_becomes_quicker(read: Any, absorb: Any, said: str) -> N
     }
     (block,) = _crossing(rows, fits)
     assert isinstance(block, Paragraph) and said in block.text
+
+
+LENGTHS = tuple(512 * 2**k for k in range(8))
+
+
+def read_seconds(tokens: int) -> float:
+    return 0.5 + tokens / 1000 + (tokens / 2000) ** 2
+
+
+def costs_by_length(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Rows of `efficiency`: reading is a parabola, absorbing a line, its memory the same; repeats differ by up to a tenth."""
+    rows = []
+    for seed in seeds:
+        for n in LENGTHS:
+            for what, took, held in (
+                ("read", read_seconds(n), 50_000.0 * n),
+                ("absorb", 2 + n / 300, 1.5e9),
+            ):
+                about = {"what": what, "tokens": n, "seed": seed, "unit": f"{what}-{n}", "stopped": None}
+                costs = {"seconds": took * (1 + 0.05 * (seed - 1)), "memory_bytes": held}
+                rows.append(about | costs | {"beyond": False, "limit": 8192})
+    return rows
+
+
+def painted(draw: Any) -> Any:
+    axes = pytest.importorskip("matplotlib.figure").Figure().add_subplot()
+    draw(axes)
+    return axes
+
+
+def dashed(axes: Any) -> dict[str, Any]:
+    return {line.get_label(): line for line in axes.lines if line.is_dashed()}
+
+
+def test_both_fits_of_costs_are_drawn_dashed(tmp_path: Any) -> None:
+    conclusion = Efficiency().conclude(costs_by_length((1,)), Options(seeds=(1,)), tmp_path)
+    seconds, memory = (painted(drawing.draw) for drawing in conclusion.drawings)
+    found = dashed(seconds)
+    assert set(found) == {
+        f"{name}, {shape} fit" for name in ("in context", "LIFT") for shape in ("linear", "quadratic")
+    }
+    assert len(dashed(memory)) == 4 and conclusion.verdict.outcome == "confirmed", conclusion.verdict.sentence
+    colours = {name: line.get_color() for name, line in found.items()}
+    assert colours["LIFT, linear fit"] == colours["LIFT, quadratic fit"] != colours["in context, linear fit"]
+    places, values = found["in context, quadratic fit"].get_data()
+    assert (places[0], places[-1]) == (pytest.approx(LENGTHS[0]), pytest.approx(LENGTHS[-1])) and len(places) > 50
+    assert values == pytest.approx([read_seconds(n) for n in places], rel=1e-6), "exact data has an exact fit"
+    places, values = found["LIFT, linear fit"].get_data()
+    assert values == pytest.approx([2 + n / 300 for n in places], rel=1e-6)
+    # the line through a parabola is another one: least squares of relative errors, by numpy
+    weights = [1 / read_seconds(n) for n in LENGTHS]
+    slope, constant = np.polyfit(LENGTHS, [read_seconds(n) for n in LENGTHS], 1, w=weights)
+    places, values = found["in context, linear fit"].get_data()
+    expected = np.array([constant + slope * n for n in places])
+    assert np.array(values)[expected > 0] == pytest.approx(expected[expected > 0], rel=1e-6)
+    assert np.isnan(np.array(values)[expected <= 0]).all(), "no place on a logarithmic axis"
+
+
+def test_a_fit_is_drawn_as_far_as_the_points_of_its_series() -> None:
+    points = [(x, figure([row(0, 2.0 * x)], "x")) for x in (1.0, 3.0, 5.0)]
+    nothing = [(9.0, figure([], "x"))]
+    fits = [Fit("twice", "a", lambda x: 2 * x), Fit("of nothing", "b", lambda x: x), Fit("of none", "c", lambda x: x)]
+    axes = painted(lines({"a": points, "b": nothing}, "x", "y", fits=fits))
+    (found,) = dashed(axes).values()
+    places, values = map(np.array, found.get_data())
+    assert (found.get_label(), places[0], places[-1]) == ("twice", 1.0, 5.0) and np.allclose(values, 2 * places)
+    assert np.allclose(np.diff(places), np.diff(places)[0]), "evenly, where the axis is"
+
+
+def test_repeats_of_a_cost_have_an_interval_in_the_plot(tmp_path: Any) -> None:
+    """Regression: the repeats of a length were one unit, and no interval was drawn."""
+    rows = costs_by_length((0, 1, 2))
+    conclusion = Efficiency().conclude(rows, Options(seeds=(0, 1, 2)), tmp_path)
+    axes = painted(conclusion.drawings[0].draw)
+    drawn = {bar.get_label(): bar for bar in axes.containers}
+    (ends,) = drawn["in context"].lines[2]
+    for (_, low), (_, high) in ends.get_segments():
+        assert high > 1.05 * low
+    table = next(block for block in conclusion.blocks if isinstance(block, Table))
+    assert "[" in table.rows[0][1], "as in the table"
+
+
+def test_costs_are_told_with_the_share_of_the_quadratic_term(tmp_path: Any) -> None:
+    conclusion = Efficiency().conclude(costs_by_length((0, 1, 2)), Options(seeds=(0, 1, 2)), tmp_path)
+    found = {(each["what"], each["metric"]): each for each in conclusion.figures if "tokens" not in each}
+    assert len(found) == 8, "two kinds, two costs, exponent and share of each"
+    share = found["read", "seconds quadratic share"]
+    longest = LENGTHS[-1]
+    expected = (longest / 2000) ** 2 / ((longest / 2000) ** 2 + longest / 1000)
+    assert share["mean"] == pytest.approx(expected, abs=0.02) and share["low"] <= share["mean"] <= share["high"]
+    assert (share["units"], share["seeds"]) == (24, "0 1 2")
+    assert abs(found["absorb", "seconds quadratic share"]["mean"]) < 0.05
