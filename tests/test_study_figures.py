@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from liftlm.studies.drawing import Fit, lines
 from liftlm.studies.efficiency import Efficiency, _crossing
 from liftlm.studies.growth import fit_growth
 from liftlm.studies.intervals import difference, figure, gap, quotient, share_above, together
+from liftlm.studies.overlap import RATIOS, Overlap
 from liftlm.studies.questions import StudyQuestions, code_questions, order_questions, score_row, with_needles
 from liftlm.studies.study import Options
 from liftlm.studies.tables import where
@@ -273,3 +275,73 @@ def test_costs_are_told_with_the_share_of_the_quadratic_term(tmp_path: Any) -> N
     assert share["mean"] == pytest.approx(expected, abs=0.02) and share["low"] <= share["mean"] <= share["high"]
     assert (share["units"], share["seeds"]) == (24, "0 1 2")
     assert abs(found["absorb", "seconds quadratic share"]["mean"]) < 0.05
+
+
+# --- what studies conclude --------------------------------------------------------------------------------------------
+
+
+def overlap_rows(gains: dict[str, float], questions: int = 12) -> list[dict[str, Any]]:
+    """Of each domain: the margin rises by its gain with every overlap above none, whatever else the questions differ in."""
+    rows = []
+    for domain, gain in gains.items():
+        for kind in ("order in the text", "fact") if domain == "expository" else ("order in the text",):
+            for unit, ratio, equal in itertools.product(range(questions), RATIOS, ("epochs", "tokens")):
+                more: dict[str, Any] = {
+                    "domain": domain,
+                    "kind": kind,
+                    "ratio": ratio,
+                    "equal": equal,
+                    "likelihood": -3.0,
+                }
+                if kind != "fact":
+                    more["order_margin"] = unit + gain * (ratio > 0) + 0.001 * unit * ratio
+                rows.append(row(unit, 0.0, f"{ratio:g} {equal}", method="lift", **more) | {"document_id": domain})
+    return rows
+
+
+def paragraphs(conclusion: Any) -> list[str]:
+    return [block.text for block in conclusion.blocks if isinstance(block, Paragraph)]
+
+
+def test_overlap_is_told_by_domain(tmp_path: Any) -> None:
+    conclusion = Overlap().conclude(overlap_rows({"narrative": 2.0, "expository": -1.0}), Options(), tmp_path)
+    found = {
+        row["contrast"]: row for row in conclusion.figures if "contrast" in row and row["metric"] == "order_margin"
+    }
+    for equal in ("epochs", "tokens"):
+        means = {
+            group: found[f"0.375 − 0, order{group}, equal {equal}"]["mean"]
+            for group in ("", ", narrative", ", expository")
+        }
+        assert means == pytest.approx({"": 0.5, ", narrative": 2.0, ", expository": -1.0}, abs=0.01)
+    told = paragraphs(conclusion)
+    for name, best in (("narrative", "0.75"), ("expository", "0")):
+        (least,) = [text for text in told if text.startswith(f"Equal epochs, order questions, {name}")]
+        assert f"the best mean has {best}." in least
+    assert "Equal tokens, fact questions, narrative: none." in told
+    (sentence,) = [text for text in told if text.startswith("The verdict is of all documents together")]
+    narrative, expository = sentence.split("narrative: ")[1].split("expository: ")
+    assert narrative.count(": confirmed") == 2 and expository.count(": not confirmed") == 2
+    assert not any(", narrative" in row.get("contrast", "") and "fact" in row["contrast"] for row in conclusion.figures)
+    plots = {drawing.name: painted(drawing.draw) for drawing in conclusion.drawings}
+    labels = {text.get_text() for text in plots["order-by-domain"].get_legend().get_texts()}
+    assert labels == {
+        f"{name}, equal {equal}" for name in ("narrative", "expository") for equal in ("epochs", "tokens")
+    }
+    curve = next(each for each in plots["order-by-domain"].containers if each.get_label() == "narrative, equal epochs")
+    heights = dict(zip(*map(list, curve.lines[0].get_data()), strict=True))
+    assert heights[0.5] - heights[0.0] == pytest.approx(2.0, abs=0.01)
+
+
+def test_overlap_of_one_domain_is_told_once(tmp_path: Any) -> None:
+    conclusion = Overlap().conclude(overlap_rows({"narrative": 2.0}), Options(), tmp_path)
+    assert {drawing.name for drawing in conclusion.drawings} == {"order", "fact"}
+    assert not any("narrative" in text for text in paragraphs(conclusion))
+    assert not any(", narrative" in row.get("contrast", "") for row in conclusion.figures)
+
+
+def test_too_few_questions_show_no_overlap_to_be_worse(tmp_path: Any) -> None:
+    """Regression: without an interval every ratio but the best counted as shown to be worse."""
+    conclusion = Overlap().conclude(overlap_rows({"narrative": 2.0}, questions=2), Options(), tmp_path)
+    (text,) = [text for text in paragraphs(conclusion) if text.startswith("Equal epochs, order")]
+    assert "not shown to be worse is 0;" in text and "no more than 0.25 nats worse is 0.75." in text
