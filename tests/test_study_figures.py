@@ -13,6 +13,7 @@ from liftlm.evaluation.benchmark import Item, Question
 from liftlm.evaluation.blocks import Paragraph, Table
 from liftlm.evaluation.corpora import cut_item
 from liftlm.evaluation.timeline import coordinate_score, parse_events
+from liftlm.studies.baseline import Baseline
 from liftlm.studies.drawing import Fit, lines
 from liftlm.studies.efficiency import Efficiency, _crossing
 from liftlm.studies.growth import fit_growth
@@ -24,7 +25,7 @@ from liftlm.studies.tables import where
 from liftlm.studies.task_quality import question_class
 
 
-def row(unit: int, value: float, arm: str = "a", seed: int = 0, **more: Any) -> dict[str, Any]:
+def row(unit: object, value: float, arm: str = "a", seed: int = 0, **more: Any) -> dict[str, Any]:
     return {"document_id": "d", "unit": str(unit), "seed": seed, "arm": arm, "x": value, **more}
 
 
@@ -345,3 +346,36 @@ def test_too_few_questions_show_no_overlap_to_be_worse(tmp_path: Any) -> None:
     conclusion = Overlap().conclude(overlap_rows({"narrative": 2.0}, questions=2), Options(), tmp_path)
     (text,) = [text for text in paragraphs(conclusion) if text.startswith("Equal epochs, order")]
     assert "not shown to be worse is 0;" in text and "no more than 0.25 nats worse is 0.75." in text
+
+
+@pytest.mark.parametrize(
+    ("kinds", "outcome", "said"),
+    [
+        (
+            {"timeline reorder": 1.0, "comprehension and reasoning": 1.0, "computation": -9.0},
+            "confirmed",
+            "comprehension",
+        ),
+        (
+            {"timeline reorder": 1.0, "comprehension and reasoning": -1.0, "computation": 9.0},
+            "not confirmed",
+            "comprehension",
+        ),
+        ({"timeline reorder": 1.0, "computation": -9.0, "fact": 1.0}, "not confirmed", "other questions"),
+        ({"timeline reorder": 1.0, "computation": 1.0, "fact": 1.0}, "confirmed", "other questions"),
+        ({"timeline reorder": -1.0, "comprehension and reasoning": 1.0}, "not confirmed", "comprehension"),
+    ],
+)
+def test_the_baseline_judges_comprehension_where_it_is_asked(
+    kinds: dict[str, float], outcome: str, said: str, tmp_path: Any
+) -> None:
+    """Regression: computation and retrieval were counted as comprehension."""
+    rows = [
+        row(f"{kind} {unit}", 0.0, method=method, kind=kind, likelihood=-unit + gain * (method == "lift+icl"))
+        for kind, gain in kinds.items()
+        for unit in range(12)
+        for method in ("icl", "lift+icl")
+    ]
+    verdict = Baseline().conclude(rows, Options(), tmp_path).verdict
+    assert verdict.outcome == outcome and f"on {said}" in verdict.sentence, verdict
+    assert (f"{kinds.get('comprehension and reasoning', 0):+.2f} [" in verdict.sentence) or said == "other questions"
