@@ -268,6 +268,18 @@ def test_the_result_serves_as_model_and_as_start(
     assert asked.code == 0, asked.err
 
 
+@pytest.mark.parametrize("kind", ["gated-memory", "prefix"])
+def test_what_cannot_be_merged_is_refused(
+    kind: str, folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Regression: one wrote a model without what was learnt, the other died of a RuntimeError."""
+    out = tmp_path / "out"
+    result = lift(capsys, "pre-sft", corpus, "--out", out, "--model", folder, "--set", f"adapter.kind={kind}")
+    assert result.code == 2 and "Traceback" not in result.err, result.err
+    assert f"adapter.kind={kind}" in result.err and "adapter.kind=lora or full" in " ".join(result.err.split())
+    assert not list(tmp_path.glob("out*")), "nothing was begun"
+
+
 def test_the_study_tells_practice_from_knowledge(
     folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
