@@ -95,7 +95,12 @@ def _write(
         card = {
             "mode": mode,
             "base": {"name": model.name, "fingerprint": model.fingerprint},
-            "corpus": {"documents": corpus.documents, "questions": corpus.questions, "titles": list(corpus.titles)},
+            "corpus": {
+                "documents": corpus.documents,
+                "questions": corpus.questions,
+                "titles": list(corpus.titles),
+                "ids": list(corpus.ids),
+            },
             "config": config.model_dump(mode="json"),
             "report": dataclasses.asdict(report),
             "machine": describe_machine(model.device, model.dtype),
