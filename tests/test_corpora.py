@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from liftlm.errors import BenchmarkDataError
+from liftlm.evaluation.benchmark import Question
 from liftlm.evaluation.corpora import LISTED, parse_source, read_items
+from liftlm.evaluation.registry import make_benchmark
 
 TEXT = "Mara Quill cast the bell. It rang in the flood of 1743. The miller paid for it in old coins."
 ROWS: dict[str, tuple[dict[str, Any], int, str]] = {
@@ -74,6 +76,33 @@ def test_formats(name: str, tmp_path: Path) -> None:
     if name == "squad":
         assert item.document.title == "The bell"
         assert item.questions[0].evidence == ("It rang in the flood of 1743.",)
+
+
+def test_longbenchs_rows_without_a_question_ask_what_the_task_asks(tmp_path: Path) -> None:
+    """Regression: gov_report, whose input is empty, was no readable row."""
+    path = tmp_path / "gov_report.jsonl"
+
+    def read(**row: Any) -> Question:
+        path.write_text(json.dumps({"context": TEXT, "input": "", "answers": ["A bell rang."]} | row) + "\n")
+        (item,) = read_items(parse_source(str(path)))
+        (question,) = item.questions
+        assert question.answers == ("A bell rang.",)
+        return question
+
+    report = read(dataset="gov_report")
+    (evaluated,) = make_benchmark("longbench/gov_report").load(path)
+    assert report.question == evaluated.questions[0].question and "summary" in report.question
+    assert report.kind == "summary"
+    counted = read(dataset="passage_count")
+    assert counted.question == "How many non-repeating paragraphs are there in total?" and counted.kind == "fact"
+    for unknown in ({}, {"dataset": "vcsum"}, {"dataset": "hotpotqa"}, {"dataset": None}):
+        assert (read(**unknown).question, read(**unknown).kind) == ("Write a summary of the text.", "summary")
+    asked = read(dataset="gov_report", input="Who?")
+    assert (asked.question, asked.kind) == ("Who?", "fact"), "what a row asks goes first"
+    assert read(dataset="gov_report", input=" ") == report
+    for wrong in (None, 3):
+        with pytest.raises(BenchmarkDataError, match='no text "input"'):
+            read(input=wrong)
 
 
 def test_ranges_folders_and_files(tmp_path: Path) -> None:

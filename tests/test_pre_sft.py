@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import signal
@@ -29,6 +30,9 @@ from liftlm.pre_sft.leakage import find_leaks
 from liftlm.pre_sft.lessons import Lesson, make_lesson
 from liftlm.pre_sft.running import pre_sft
 from liftlm.prompts import question_turn, render_prompt
+from liftlm.studies.registry import make_study
+from liftlm.studies.running import load_items
+from liftlm.studies.study import Options
 from liftlm.training import StepMetrics
 from test_cli import Result, lift
 
@@ -268,6 +272,18 @@ def test_the_result_serves_as_model_and_as_start(
     assert asked.code == 0, asked.err
 
 
+@pytest.mark.parametrize("kind", ["gated-memory", "prefix"])
+def test_what_cannot_be_merged_is_refused(
+    kind: str, folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Regression: one wrote a model without what was learnt, the other died of a RuntimeError."""
+    out = tmp_path / "out"
+    result = lift(capsys, "pre-sft", corpus, "--out", out, "--model", folder, "--set", f"adapter.kind={kind}")
+    assert result.code == 2 and "Traceback" not in result.err, result.err
+    assert f"adapter.kind={kind}" in result.err and "adapter.kind=lora or full" in " ".join(result.err.split())
+    assert not list(tmp_path.glob("out*")), "nothing was begun"
+
+
 def test_the_study_tells_practice_from_knowledge(
     folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,6 +311,37 @@ def test_the_study_tells_practice_from_knowledge(
     for arm, found in (("base model", model), ("with 0", load_model(str(start), settings))):
         (nll,) = continuation_nlls(found, prompt, [answer])
         assert likelihood[arm] == pytest.approx(-nll / len(answer), rel=1e-3), arm
+
+
+def test_the_study_refuses_what_the_start_was_trained_on(
+    folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, data = tmp_path / "start", tmp_path / "asked.jsonl"
+    pre_sft([str(corpus)], start, config(folder))
+    card = json.loads((start / "pre-sft.json").read_text())["corpus"]
+    assert card["titles"] == [f"Story {number}" for number in range(7)]
+    assert card["ids"] == [hashlib.sha256(story(number).encode()).hexdigest() for number in range(7)]
+    new = story(5).replace(NAMES[5], "Zelma")
+
+    def check(title: str, text: str, characters: int | None = None) -> list[Any]:
+        asked = [{"question": "Who?", "answer": "Zelma", "evidence": text[:40]}]
+        data.write_text(json.dumps({"title": title, "text": text, "questions": asked}))
+        options = Options(sources=(("", str(data)),), characters=characters)
+        return load_items(make_study("pre-sft"), config(folder, f"adapter.start={start}"), options)
+
+    assert len(check("Another", new)) == 1 and len(check("Another", new, 200)) == 1
+    for title in ("Story 5", "STORY  5", " story\t5. "):
+        with pytest.raises(ConfigError, match="was trained on"):
+            check(title, new)
+    for characters in (None, 200):  # cut it is another text
+        with pytest.raises(ConfigError, match="was trained on 'Another'"):
+            check("Another", story(5), characters)
+    del card["ids"]  # of a start that was made before they were noted
+    whole = json.loads((start / "pre-sft.json").read_text()) | {"corpus": card}
+    (start / "pre-sft.json").write_text(json.dumps(whole))
+    assert len(check("Another", story(5))) == 1
+    with pytest.raises(ConfigError, match="was trained on"):
+        check("story 5", story(5))
 
 
 # --- the corpus -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import math
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from conftest import save_model
 from liftlm import Document, Model
 from liftlm.config import ModelConfig, load_config
+from liftlm.diagnosing import Symptoms
 from liftlm.errors import BenchmarkDataError, ConfigError
 from liftlm.evaluation.blocks import Table
 from liftlm.evaluation.corpora import cut_item, parse_source, read_items
@@ -245,6 +248,27 @@ def test_an_arm_may_not_change_behind_its_name(model: Any, tmp_path: Path, two_d
     assert study("small: {adapter.rank: 2}\nother: {adapter.rank: 3}\n") == {"small", "other"}
     with pytest.raises(ConfigError, match="'other'"):  # of a file that came later
         study("other: {adapter.rank: 8}\n")
+
+
+def test_failures_keep_the_losses_on_tasks_before_and_after(
+    model: Any, tmp_path: Path, two_documents: Any, monkeypatch: Any
+) -> None:
+    seen = Symptoms(3.0, 2.0, [4.0, 2.0, math.nan], [1.0, 1.0, math.nan], [5.0, 4.0], [4.5, 4.5], 3.0, 3.0, [], [])
+    none = dataclasses.replace(seen, trained_before=[], trained_after=[])  # of segments alone there are no tasks
+    monkeypatch.setattr(
+        "liftlm.studies.failures.measure_symptoms",
+        lambda model, adapter, config: none if config.tasks.writer == "none" else seen,
+    )
+    run("failures", model, tmp_path, sources=two_documents, documents=1)
+    found = {row["arm"]: row for row in rows(tmp_path)}
+    losses = ("trained_before", "trained_after", "held_out_before", "held_out_after")
+    assert [found["default"][name] for name in losses] == [3.0, 1.0, 4.5, 4.5]
+    assert [found["segments only"][name] for name in losses] == [None, None, 4.5, 4.5]
+    assert found["default"]["trained_gain"] == 3.0 - 1.0, "the gain is their difference"
+    figures = {(row["arm"], row["metric"]): row for row in csv.DictReader((tmp_path / "figures.csv").open())}
+    assert float(figures["default", "trained_before"]["mean"]) == 3.0
+    assert ("segments only", "trained_before") not in figures and ("segments only", "held_out_after") in figures
+    assert "trained before" in (tmp_path / "report.md").read_text()
 
 
 def test_named_settings_are_arms_without_new_code(model: Any, tmp_path: Path, two_documents: Any) -> None:

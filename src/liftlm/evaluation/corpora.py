@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from liftlm.errors import BenchmarkDataError, LiftError
 from liftlm.evaluation.benchmark import Item, Question
 from liftlm.evaluation.data_rows import answers_of, read_literal, text_of, texts_of
 from liftlm.evaluation.evidence import EvidenceFinder
+from liftlm.evaluation.longbench import longbench_tasks
 from liftlm.evaluation.loogle import TIMELINE, kind_of, read_evidence
 from liftlm.evaluation.multiple_choice import right_choice, split_options
 from liftlm.json_lines import read_json_line
@@ -28,6 +30,7 @@ _LIKE_THIS = 'Write {"title": "…", "text": "…", "questions": [{"question": "
 _RANGE = re.compile(r"(.+?):(\d+)(?:-(\d+))?")
 _TELLING = 12  # characters of an answer
 _TITLE = 80  # characters of a title made of the text's beginning
+_SUMMARY = "Write a summary of the text."
 LISTED = "options are listed"  # in a question's data: the prompt names its choices
 
 
@@ -169,9 +172,20 @@ def _leval(row: Row, where: str) -> tuple[Document, tuple[Question, ...]]:
 
 
 def _longbench(row: Row, where: str) -> tuple[Document, tuple[Question, ...]]:
+    """An empty input: the task has one request for all of its documents, which `lift evaluate` knows; else a summary."""
     document = _document(text_of(row, "context", where), row.get("title"), where)
-    question = Question("", text_of(row, "input", where).strip(), answers_of(row["answers"], where), kind="fact")
-    return document, (question,)
+    answers = answers_of(row["answers"], where)
+    given = row["input"]
+    if not isinstance(given, str) or given.strip():
+        return document, (Question("", text_of(row, "input", where).strip(), answers, kind="fact"),)
+    asked = _longbench_requests().get(str(row.get("dataset"))) or _SUMMARY
+    return document, (Question("", asked, answers, kind="summary" if "summary" in asked else "fact"),)
+
+
+@cache
+def _longbench_requests() -> dict[str, str]:
+    """Of the tasks that ask the same of every document; the others have ""."""
+    return {name: task.asks for name, task in longbench_tasks().items()}
 
 
 def _squad(row: Row, where: str) -> tuple[Document, tuple[Question, ...]]:

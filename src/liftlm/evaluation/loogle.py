@@ -23,8 +23,8 @@ from liftlm.evaluation.evidence import EvidenceFinder
 from liftlm.evaluation.hub import DataSource, find_data_file
 from liftlm.prompts import Wording, question_wording
 
-TIMELINE = "timeline reorder"
-KINDS = ("comprehension and reasoning", "multiple information retrieval", "computation", TIMELINE)
+TIMELINE, COMPREHENSION = "timeline reorder", "comprehension and reasoning"
+KINDS = (COMPREHENSION, "multiple information retrieval", "computation", TIMELINE)
 _LIKE_THIS = 'A line is {"input": document, "title": …, "qa_pairs": "[{\'Q\': …, \'A\': …, \'S\': …}]", "output": …}.'
 _SIMILARITY = (
     *("token_f1", "rouge_l", "rouge_1", "rouge_2", "rouge_1_recall", "rouge_2_recall", "rouge_l_recall"),

@@ -27,6 +27,7 @@ class Corpus:
     questions: int
     fingerprint: str  # of all titles and texts, in order
     titles: tuple[str, ...]
+    ids: tuple[str, ...]  # hashes of the texts
 
 
 def check_corpus(paths: Sequence[str], keep_out: Sequence[str] = ()) -> Corpus:
@@ -65,7 +66,7 @@ def _check(sources: tuple[Source, ...], guard: KeptOut) -> Corpus:
         digest.update(f"{document.id}:{document.title}:{len(item.questions)};".encode())
     if not titles:
         raise CorpusError("The corpus holds no document.", "Give files or folders of documents.")
-    return Corpus(sources, len(titles), questions, digest.hexdigest(), tuple(titles))
+    return Corpus(sources, len(titles), questions, digest.hexdigest(), tuple(titles), tuple(seen))
 
 
 def stream_corpus(corpus: Corpus, skip: int = 0) -> Iterator[Item]:

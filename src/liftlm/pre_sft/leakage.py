@@ -43,7 +43,7 @@ class KeptOut:
         self._documents: list[tuple[str, int]] = []  # title, runs
         for number, document in enumerate(documents):
             runs = set(_runs(document.text))
-            self._titles.setdefault(_plain(document.title), document.title)
+            self._titles.setdefault(plain_title(document.title), document.title)
             self._documents.append((document.title, len(runs)))
             for run in runs:
                 self._runs.setdefault(run, []).append(number)
@@ -51,7 +51,7 @@ class KeptOut:
     def leaks(self, document: Document, most_shared: float = MOST_SHARED) -> list[Leak]:
         """Why this document must not be used; nothing where it may. A text shorter than a run counts by its title alone."""
         found = []
-        title = _plain(document.title)
+        title = plain_title(document.title)
         if title in self._titles and title:
             found.append(Leak(self._titles[title], document.title, "title", 0.0))
         shared = [0] * len(self._documents)
@@ -72,7 +72,8 @@ def find_leaks(
     return [leak for document in corpus for leak in guard.leaks(document, most_shared)]
 
 
-def _plain(title: str) -> str:
+def plain_title(title: str) -> str:
+    """Its words: titles that differ in case, spaces or punctuation are one."""
     return " ".join(_WORD.findall(title.casefold().replace("_", " ")))
 
 

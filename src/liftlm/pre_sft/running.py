@@ -21,6 +21,7 @@ from liftlm.training import OnStep, TrainingReport
 
 CARD = "pre-sft.json"
 _NAME = "start"
+_KINDS = ("lora", "full")  # what can be merged into weights
 
 
 def pre_sft(
@@ -37,10 +38,16 @@ def pre_sft(
     """Fine-tunes on every document of `paths` once. Unfinished work lies in OUT.unfinished; the same call continues it.
 
     keep_out: documents that must not be in the corpus, nor be trained on. model: one that is loaded already.
-    Raises CorpusError, ConfigError (OUT exists), and what `run_outer_loop` and `load_model` raise.
+    Raises CorpusError, ConfigError (OUT exists; another kind of adapter than lora or full), and what `run_outer_loop` and
+    `load_model` raise.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already.", "Give --out a folder that does not exist yet.")
+    if config.adapter.kind not in _KINDS:
+        raise ConfigError(
+            f"What adapter.kind={config.adapter.kind} learns is no part of a model's weights, which `lift pre-sft` writes.",
+            f"Use --set adapter.kind={' or '.join(_KINDS)}.",
+        )
     corpus = check_corpus(paths, keep_out)
     on_corpus(corpus)
     loaded = model or load_model(config.model.name, config.model)
@@ -88,7 +95,12 @@ def _write(
         card = {
             "mode": mode,
             "base": {"name": model.name, "fingerprint": model.fingerprint},
-            "corpus": {"documents": corpus.documents, "questions": corpus.questions, "titles": list(corpus.titles)},
+            "corpus": {
+                "documents": corpus.documents,
+                "questions": corpus.questions,
+                "titles": list(corpus.titles),
+                "ids": list(corpus.ids),
+            },
             "config": config.model_dump(mode="json"),
             "report": dataclasses.asdict(report),
             "machine": describe_machine(model.device, model.dtype),

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from liftlm.evaluation.benchmark import Item
 from liftlm.evaluation.blocks import Block, Heading, Paragraph
+from liftlm.evaluation.loogle import COMPREHENSION
 from liftlm.evaluation.scoring import CONTROL
 from liftlm.studies.bench import Bench
 from liftlm.studies.drawing import bars
@@ -52,10 +53,7 @@ class Baseline(Study):
         }
         compared, more = contrasts(rows, pairs)
         outcomes, words = [], []
-        for name, chosen in (
-            ("timelines", [row for row in rows if row["kind"] in ORDERS]),
-            ("other questions", [row for row in rows if row["kind"] not in ORDERS]),
-        ):
+        for name, chosen in _parts(rows).items():
             gain = difference(chosen, "likelihood", where(method="lift+icl"), where(method="icl"))
             outcomes.append(share_above(gain, 0.0))
             words.append(f"on {name} LIFT + ICL − ICL is {in_words(outcomes[-1], gain, 'likelihood')}")
@@ -69,6 +67,15 @@ class Baseline(Study):
         sentence = "; ".join(words)
         verdict = Verdict(together(outcomes), f"{sentence[0].upper()}{sentence[1:]}.")
         return Conclusion(verdict, [*figures, *more], blocks, [drawing])
+
+
+def _parts(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """What the claim has two sides of: timelines, and comprehension; all other questions where none is marked as such."""
+    timelines = [row for row in rows if row["kind"] in ORDERS]
+    understood = [row for row in rows if row["kind"] == COMPREHENSION]
+    if understood:
+        return {"timelines": timelines, COMPREHENSION: understood}
+    return {"timelines": timelines, "other questions": [row for row in rows if row["kind"] not in ORDERS]}
 
 
 def with_control(bench: Bench, item: Item, methods: tuple[str, ...]) -> tuple[str, ...]:

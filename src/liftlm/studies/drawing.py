@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,17 @@ if TYPE_CHECKING:
 
 _DPI = 110
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")
+_DASHES = ((2, 1.5), (6, 2.5))  # of the fits of one series, in turn: lengths of strokes and of gaps
+_STEPS = 100  # points of a fit that is drawn
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A formula that was fitted to the points of a series; drawn dashed in its colour, as far as the points reach."""
+
+    name: str
+    series: str
+    value: Callable[[float], float]
 
 
 def draw(folder: Path, drawing: Drawing) -> Path:
@@ -65,24 +78,41 @@ def bars(series: Mapping[str, Mapping[str, Figure]], title: str) -> Callable[[Ax
 
 
 def lines(
-    series: Mapping[str, Sequence[tuple[float, Figure]]], x: str, y: str, *, log: bool = False
+    series: Mapping[str, Sequence[tuple[float, Figure]]],
+    x: str,
+    y: str,
+    *,
+    log: bool = False,
+    fits: Sequence[Fit] = (),
 ) -> Callable[[Axes], None]:
-    """series: name → (x, figure) points, joined, with intervals. log: both axes."""
+    """series: name → (x, figure) points with intervals, joined where there are no fits. log: both axes."""
 
     def paint(axes: Axes) -> None:
         for number, (name, points) in enumerate(series.items()):
             known = [(at, each) for at, each in points if each.units]
             errors = [_error(each) for _, each in known]
+            fitted = [fit for fit in fits if fit.series == name and known]
             axes.errorbar(
                 [at for at, _ in known],
                 [each.mean for _, each in known],
                 [[low for low, _ in errors], [high for _, high in errors]],
-                fmt="o-",
+                fmt="o" if fitted else "o-",  # a line through the points would hide a good fit
                 capsize=2,
                 markersize=4,
                 color=_COLOURS[number % len(_COLOURS)],
                 label=_plain(name),
             )
+            for turn, fit in enumerate(fitted):
+                places = _between(min(at for at, _ in known), max(at for at, _ in known), log)
+                values = [fit.value(at) for at in places]
+                axes.plot(
+                    places,
+                    [math.nan if log and value <= 0 else value for value in values],  # no place on such an axis
+                    linestyle=(0, _DASHES[turn % len(_DASHES)]),
+                    linewidth=1.2,
+                    color=_COLOURS[number % len(_COLOURS)],
+                    label=_plain(fit.name),
+                )
         if log:
             axes.set_xscale("log")
             axes.set_yscale("log")
@@ -92,6 +122,14 @@ def lines(
         axes.legend(fontsize=8)
 
     return paint
+
+
+def _between(first: float, last: float, log: bool) -> list[float]:
+    """Places from the first to the last, evenly as the axis shows them."""
+    shares = [step / _STEPS for step in range(_STEPS + 1)]
+    if log:
+        return [first * (last / first) ** share for share in shares]
+    return [first + (last - first) * share for share in shares]
 
 
 def _error(figure: Figure) -> tuple[float, float]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from liftlm.documents import Document
 from liftlm.evaluation.blocks import Block, Heading, Paragraph, Table
+from liftlm.evaluation.resampling import RESAMPLES
 from liftlm.studies.bench import Bench, with_settings
 from liftlm.studies.costs import measure_alone, text_of_length, write_tokens
-from liftlm.studies.drawing import lines
-from liftlm.studies.growth import Growth, fit_growth
+from liftlm.studies.drawing import Fit, lines
+from liftlm.studies.growth import Growth, cost_at, fit_growth
 from liftlm.studies.intervals import Outcome, Verdict, figure, groups, together
 from liftlm.studies.pace import first_token_seconds
 from liftlm.studies.study import QUICK_SETTINGS, Conclusion, Drawing, Options, Row, Study
@@ -25,6 +27,7 @@ _FIRST = (1024, 2048, 4096)  # tokens of the documents whose first answer is tim
 _LONGEST_POINT = 900.0  # seconds; a point that is predicted to take longer is left out, and said so
 _BEND = 0.1  # share of the growth that may be quadratic in what is called linear
 KINDS = {"read": "in context", "absorb": "LIFT"}
+Fits = dict[tuple[str, str], Growth | None]  # by kind and metric
 
 
 class Efficiency(Study):
@@ -95,9 +98,9 @@ class Efficiency(Study):
                 writing = float(bench.find(**key)["seconds"])
 
     def conclude(self, rows: Sequence[Row], options: Options, folder: Path) -> Conclusion:
-        figures, seeds = _figures(rows), " ".join(map(str, options.seeds))
+        figures = _figures(rows)
         blocks: list[Block] = [Heading("By length"), *_by_length(rows), Heading("Growth")]
-        fits: dict[tuple[str, str], Growth | None] = {}
+        fits: Fits = {}
         for kind in KINDS:
             points = [row for row in rows if row["what"] == kind and row["seconds"] is not None]
             for metric in ("seconds", "memory_bytes"):
@@ -105,28 +108,8 @@ class Efficiency(Study):
         table = [[KINDS[kind], metric, *_growth_cells(fit)] for (kind, metric), fit in fits.items()]
         header = ["", "cost", "better fit", "quadratic share at the longest", "exponent", "points"]
         blocks += [Table(header, table), *_crossing(rows, fits), *_first_answers(rows), *_long_answers(rows)]
-        figures += [
-            {
-                "what": kind,
-                "metric": f"{metric} exponent",
-                "mean": fit.exponent,
-                "units": fit.points,
-                "seeds": seeds,
-            }
-            | dict(zip(("low", "high"), fit.exponent_interval or ("", ""), strict=True))
-            for (kind, metric), fit in fits.items()
-            if fit is not None
-        ]
-        drawings = []
-        for metric, unit in (("seconds", "seconds"), ("memory_bytes", "bytes beyond the model")):
-            series = {
-                name: [(float(n), figure(rows, metric, where(what=kind, tokens=n))) for n in _lengths(rows, kind)]
-                for kind, name in KINDS.items()
-            }
-            drawings.append(
-                Drawing(metric, f"{unit} by length", lines(series, "tokens of the document", unit, log=True))
-            )
-        return Conclusion(_verdict(fits), figures, blocks, drawings)
+        figures += _growth_figures(fits, " ".join(map(str, options.seeds)))
+        return Conclusion(_verdict(fits), figures, blocks, _drawings(rows, fits))
 
 
 def _limit(bench: Bench) -> int:
@@ -211,7 +194,42 @@ def _shown(mean: float, interval: tuple[float, float] | None) -> str:
     return f"{mean:.2f}" if interval is None else f"{mean:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def _crossing(rows: Sequence[Row], fits: Mapping[tuple[str, str], Growth | None]) -> list[Block]:
+def _growth_figures(fits: Fits, seeds: str) -> list[dict[str, Any]]:
+    """The exponent and the share of the quadratic term of every fit, as rows of figures.csv."""
+    found = []
+    for (kind, metric), fit in fits.items():
+        if fit is None:
+            continue
+        for name, mean, interval in (
+            ("exponent", fit.exponent, fit.exponent_interval),
+            ("quadratic share", fit.bend, fit.bend_interval),
+        ):
+            low, high = interval or ("", "")
+            row = {"what": kind, "metric": f"{metric} {name}", "mean": mean, "low": low, "high": high}
+            found.append(row | {"units": fit.points, "seeds": seeds, "resamples": RESAMPLES})
+    return found
+
+
+def _drawings(rows: Sequence[Row], fits: Fits) -> list[Drawing]:
+    """Seconds and memory by length: the means with intervals over repeats, and both fits of each, dashed."""
+    apart, drawings = _apart(rows), []
+    for metric, unit in (("seconds", "seconds"), ("memory_bytes", "bytes beyond the model")):
+        series = {
+            name: [(float(n), figure(apart, metric, where(what=kind, tokens=n))) for n in _lengths(rows, kind)]
+            for kind, name in KINDS.items()
+        }
+        fitted = [
+            Fit(f"{KINDS[kind]}, {shape} fit", KINDS[kind], partial(cost_at, coefficients))
+            for (kind, of), fit in fits.items()
+            if of == metric and fit is not None
+            for shape, coefficients in (("linear", fit.line), ("quadratic", fit.parabola))
+        ]
+        draw = lines(series, "tokens of the document", unit, log=True, fits=fitted)
+        drawings.append(Drawing(metric, f"{unit.capitalize()} by length; dashed: linear and quadratic fits", draw))
+    return drawings
+
+
+def _crossing(rows: Sequence[Row], fits: Fits) -> list[Block]:
     """The length from which absorbing is quicker than reading once: between measured lengths, else beyond them by the fits."""
     took = {
         kind: {n: figure(rows, "seconds", where(what=kind, tokens=n)).mean for n in _lengths(rows, kind)}
@@ -237,7 +255,7 @@ def _crossing(rows: Sequence[Row], fits: Mapping[tuple[str, str], Growth | None]
         return []
     for step in range(1, 60):
         n = both[-1] * 2.0 ** (step / 2)
-        reading, absorbing = (fit.constant + fit.linear * n + max(0.0, fit.quadratic) * n * n for fit in (read, learn))
+        reading, absorbing = (cost_at((a, b, max(0.0, c)), n) for a, b, c in (read.parabola, learn.parabola))
         if reading > absorbing > 0:
             text = f"By the fits absorbing is quicker than reading once from about {n:,.0f} tokens on; this is extrapolation."
             return [Paragraph(text)]
@@ -278,7 +296,7 @@ def _long_answers(rows: Sequence[Row]) -> list[Block]:
     return [Heading("Long answers"), Table(header, table), Paragraph(f"{text} tokens.")] if table else []
 
 
-def _verdict(fits: Mapping[tuple[str, str], Growth | None]) -> Verdict:
+def _verdict(fits: Fits) -> Verdict:
     """Quadratic: the bend's interval is above 0. Linear: it is below a tenth. Memory: the exponent is above 0.5, below 0.2."""
     rules = (
         ("reading time is quadratic", fits["read", "seconds"], "bend", 0.0, None),

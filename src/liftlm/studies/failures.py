@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,8 +31,19 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "tasks only, 4 epochs": {"tasks.mix": 1.0, "training.epochs": 4, "tasks.per_sentence": 1},
 }
 _OFTEN = 0.5  # share of the runs in which a signature is seen
+_LOSSES = ("trained_before", "trained_after", "held_out_before", "held_out_after")  # of answers to tasks
 _MEASURED = (
-    *("text_before", "text_after", "trained_gain", "held_out_gain", "worse", "rise", "recalled", "recalled_before"),
+    *(
+        "text_before",
+        "text_after",
+        *_LOSSES,
+        "trained_gain",
+        "held_out_gain",
+        "worse",
+        "rise",
+        "recalled",
+        "recalled_before",
+    ),
     "needle_recalled",
 )
 
@@ -70,6 +83,7 @@ class Failures(Study):
             findings = judge_symptoms(symptoms)
             values: Row = {name: value for each in findings for name, value in each.figures.items()}
             values |= {f"seen: {each.signature}": _seen(each.seen) for each in findings}
+            values |= {name: _mean(getattr(symptoms, name)) for name in _LOSSES}
             values |= {
                 "text_before": symptoms.text_before,
                 "text_after": symptoms.text_after,
@@ -92,9 +106,10 @@ class Failures(Study):
             figures += [{"recipe": recipe, "metric": name} | each.row() for name, each in found.items() if each.units]
         measured, more = tabulate(rows, ("arm",), [name for name in _MEASURED if any(name in row for row in rows)])
         text = (
-            "Losses in nats a token; recalled: share of the document's own details, needle_recalled: of three hidden sentences, "
-            "that a greedy answer without text names. worse: share of new questions whose answers became less likely. rise: "
-            "relative rise of the loss on unrelated text. A unit is a document and seed."
+            "Losses (before and after) and gains in nats a token: of the text, of answers to tasks that were trained on and to "
+            "held-out ones. recalled: share of the document's own details, needle_recalled: of three hidden sentences, that a "
+            "greedy answer without text names. worse: share of new questions whose answers became less likely. rise: relative "
+            "rise of the loss on unrelated text. A unit is a document and seed."
         )
         blocks: list[Block] = [
             Heading("Share of the runs in which each signature is seen"),
@@ -138,6 +153,12 @@ def _often(found: Figure, enough: bool) -> str:
 
 def _seen(seen: bool | None) -> float | None:
     return None if seen is None else float(seen)
+
+
+def _mean(losses: Sequence[float]) -> float | None:
+    """Over the tasks whose answer has a loss; none where nothing was trained on."""
+    known = [loss for loss in losses if math.isfinite(loss)]
+    return statistics.fmean(known) if known else None
 
 
 def _needles_recalled(bench: Bench, adapter: str, document: Document) -> list[float]:

@@ -17,14 +17,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Growth:
-    """cost = constant + linear * n + quadratic * n². bend: quadratic part at the longest n, as a share of the whole growth.
+    """Two fits, `line` and `parabola`: the cost is the sum of coefficient k times n to the power of k.
 
-    better: which of the two has the lower AICc. exponent: slope of log cost over log n.
+    bend: quadratic part of the parabola at the longest n, as a share of its whole growth. better: which of the two has the
+    lower AICc. exponent: slope of log cost over log n.
     """
 
-    constant: float
-    linear: float
-    quadratic: float
+    line: tuple[float, float]
+    parabola: tuple[float, float, float]
     bend: float
     bend_interval: tuple[float, float] | None
     exponent: float
@@ -47,11 +47,12 @@ def fit_growth(lengths: Sequence[float], costs: Sequence[float]) -> Growth | Non
         enough = len(set(x[draw])) >= 3
         bends.append(_bend(x[draw], y[draw], longest) if enough else math.nan)
         exponents.append(_slope(np.log(x[draw]), np.log(y[draw])) if enough else math.nan)
-    a, b, c = _fit(x, y, 2)
-    line = _fit(x, y, 1)
-    better = "quadratic" if _aicc(x, y, np.array([a, b, c])) < _aicc(x, y, line) else "linear"
+    line, parabola = _fit(x, y, 1), _fit(x, y, 2)
+    better = "quadratic" if _aicc(x, y, parabola) < _aicc(x, y, line) else "linear"
+    a, b, c = map(float, parabola)
     return Growth(
-        *(float(a), float(b), float(c)),
+        (float(line[0]), float(line[1])),
+        (a, b, c),
         _bend(x, y, longest),
         percentile_interval(np.array(bends)),
         _slope(np.log(x), np.log(y)),
@@ -60,6 +61,11 @@ def fit_growth(lengths: Sequence[float], costs: Sequence[float]) -> Growth | Non
         len(x),
         len(set(x)),
     )
+
+
+def cost_at(coefficients: Sequence[float], n: float) -> float:
+    """What a fit says of the length n."""
+    return sum(coefficient * n**power for power, coefficient in enumerate(coefficients))
 
 
 def _fit(x: Floats, y: Floats, degree: int) -> Floats:

@@ -13,7 +13,7 @@ from liftlm.evaluation.blocks import Block, Heading, Paragraph
 from liftlm.segments import split_into_segments
 from liftlm.studies.bench import Bench
 from liftlm.studies.drawing import lines
-from liftlm.studies.intervals import Outcome, Verdict, difference, figure, share_above, together
+from liftlm.studies.intervals import Figure, Outcome, Select, Verdict, difference, figure, groups, share_above, together
 from liftlm.studies.questions import order_questions
 from liftlm.studies.study import QUICK_SETTINGS, Arm, Conclusion, Drawing, Options, Row, Study
 from liftlm.studies.tables import ORDERS, contrasts, in_words, label, tabulate, telling, where
@@ -65,61 +65,113 @@ class Overlap(Study):
         blocks: list[Block] = [Heading("By overlap"), table]
         outcomes: list[Outcome] = []
         words = []
+        domains = groups(rows, "domain") if len(groups(rows, "domain")) > 1 else []
+        orders = [row for row in rows if row["class"] == "order"]
+        metric = telling(rows, order=True)
         for equal in ("epochs", "tokens"):
-            pairs = {
-                f"{ratio:g} − 0, {kind}, equal {equal}": (
-                    where(ratio=ratio, equal=equal, **{"class": kind}),
-                    where(ratio=0.0, equal=equal, **{"class": kind}),
-                )
-                for kind in ("order", "fact")
-                for ratio in RATIOS[1:]
-            }
-            compared, more = contrasts(rows, pairs)
+            compared, more = contrasts(rows, _pairs(rows, equal, domains))
             blocks += [Heading(f"Against no overlap, at equal {equal}"), compared]
             figures += more
-            metric = telling(rows, order=True)
-            orders = [row for row in rows if row["class"] == "order"]
-            gain = difference(orders, metric, where(ratio=PAPER, equal=equal), where(ratio=0.0, equal=equal))
+            gain = difference(orders, metric, *_paper_and_none(equal))
             outcomes.append(share_above(gain, 0.0))
             words.append(f"at equal {equal} 3/8 against none gives {in_words(outcomes[-1], gain, metric)}")
-            blocks += [Paragraph(_least(rows, equal, kind)) for kind in ("order", "fact")]
+            for kind in ("order", "fact"):
+                blocks.append(Paragraph(_least(rows, equal, kind)))
+                blocks += [Paragraph(_least(rows, equal, kind, domain)) for domain in domains]
+        if domains:
+            blocks += [Heading("By domain"), Paragraph(_by_domain(orders, metric, domains))]
         verdict = Verdict(together(outcomes), f"On questions of order {'; '.join(words)}.")
-        return Conclusion(verdict, figures, blocks, _drawings(rows))
+        return Conclusion(verdict, figures, blocks, _drawings(rows, domains))
 
 
-def _least(rows: Sequence[Row], equal: str, kind: str) -> str:
-    """The least ratio that is not worse than the best: not shown worse, and shown not worse by more than a margin."""
-    chosen: list[dict[str, Any]] = [dict(row) for row in rows if row.get("equal") == equal and row["class"] == kind]
+def _pairs(rows: Sequence[Row], equal: str, domains: Sequence[str]) -> dict[str, tuple[Select, Select]]:
+    """Every ratio against none, by class: over all documents, then in each domain that has such questions."""
+    pairs = {}
+    for kind in ("order", "fact"):
+        inside = [domain for domain in domains if any(row["class"] == kind and row["domain"] == domain for row in rows)]
+        for group, chosen in (("", {}), *((f", {_named(domain)}", {"domain": domain}) for domain in inside)):
+            for ratio in RATIOS[1:]:
+                same = {"equal": equal, "class": kind} | chosen
+                name = f"{ratio:g} − 0, {kind}{group}, equal {equal}"
+                pairs[name] = (where(ratio=ratio, **same), where(ratio=0.0, **same))
+    return pairs
+
+
+def _paper_and_none(equal: str) -> tuple[Select, Select]:
+    return where(ratio=PAPER, equal=equal), where(ratio=0.0, equal=equal)
+
+
+def _by_domain(orders: Sequence[Row], metric: str, domains: Sequence[str]) -> str:
+    """A sentence: what the verdict asks of all documents, of each domain."""
+    told = []
+    for domain in domains:
+        inside = [row for row in orders if row["domain"] == domain]
+        gains = {equal: difference(inside, metric, *_paper_and_none(equal)) for equal in ("epochs", "tokens")}
+        words = [
+            f"{in_words(share_above(gain, 0.0), gain, metric)}, at equal {equal}"
+            for equal, gain in gains.items()
+            if gain.units
+        ]
+        told.append(f"{_named(domain)}: {'; '.join(words) or 'no questions'}")
+    return f"The verdict is of all documents together; of each domain, 3/8 against none on questions of order. {'. '.join(told)}."
+
+
+def _named(domain: str) -> str:
+    return domain or "no domain"
+
+
+def _least(rows: Sequence[Row], equal: str, kind: str, domain: str | None = None) -> str:
+    """The least ratio that is not worse than the best: not shown worse, and shown not worse by more than a margin.
+
+    domain: of its documents only.
+    """
+    asked = f"Equal {equal}, {kind} questions" + ("" if domain is None else f", {_named(domain)}")
+    chosen = [
+        row
+        for row in rows
+        if row.get("equal") == equal and row["class"] == kind and (domain is None or row["domain"] == domain)
+    ]
     metric = telling(chosen, order=kind == "order")
     means = {ratio: figure(chosen, metric, where(ratio=ratio)) for ratio in RATIOS}
     known = {ratio: found.mean for ratio, found in means.items() if found.units}
     if not known:
-        return f"Equal {equal}, {kind}: no questions."
+        return f"{asked}: none."
     best = max(known, key=lambda ratio: known[ratio])
     tied: list[float] = []
     equivalent: list[float] = []
     for ratio in known:
         found = difference(chosen, metric, where(ratio=ratio), where(ratio=best))
-        if ratio == best or (found.high is not None and found.high >= 0):
+        if ratio == best or found.high is None or found.high >= 0:
             tied.append(ratio)
         if ratio == best or (found.low is not None and found.low > -_MARGIN[metric]):
             equivalent.append(ratio)
     return (
-        f"Equal {equal}, {kind} questions: the best mean has {best:g}. The least ratio that is not shown to be worse is "
+        f"{asked}: the best mean has {best:g}. The least ratio that is not shown to be worse is "
         f"{min(tied):g}; the least that is shown to be no more than {_MARGIN[metric]:g} nats worse is {min(equivalent):g}."
     )
 
 
-def _drawings(rows: Sequence[Row]) -> list[Drawing]:
+def _drawings(rows: Sequence[Row], domains: Sequence[str]) -> list[Drawing]:
     drawings = []
     for kind in ("order", "fact"):
         chosen = [row for row in rows if row["class"] == kind]
-        metric = telling(chosen, order=kind == "order")
-        series = {
-            f"equal {equal}": [(ratio, figure(chosen, metric, where(ratio=ratio, equal=equal))) for ratio in RATIOS]
-            for equal in ("epochs", "tokens")
-        }
-        drawings.append(
-            Drawing(kind, f"Questions of {kind}, by overlap", lines(series, "overlap / segment", label(metric)))
-        )
+        every = {f"equal {equal}": _curve(chosen, kind, equal=equal) for equal in ("epochs", "tokens")}
+        plots = {kind: (f"Questions of {kind}, by overlap", every)}
+        if domains:
+            each = {
+                f"{_named(domain)}, equal {equal}": _curve(chosen, kind, equal=equal, domain=domain)
+                for domain in groups(chosen, "domain")
+                for equal in ("epochs", "tokens")
+            }
+            plots[f"{kind}-by-domain"] = (f"Questions of {kind}, by overlap and domain", each)
+        axis = label(telling(chosen, order=kind == "order"))
+        drawings += [
+            Drawing(name, caption, lines(series, "overlap / segment", axis))
+            for name, (caption, series) in plots.items()
+        ]
     return drawings
+
+
+def _curve(rows: Sequence[Row], kind: str, **of: str) -> list[tuple[float, Figure]]:
+    metric = telling(rows, order=kind == "order")
+    return [(ratio, figure(rows, metric, where(ratio=ratio, **of))) for ratio in RATIOS]

@@ -108,7 +108,7 @@ def _load(study: Study, config: LiftConfig, threads: int | None = None) -> Model
 
 
 def load_items(study: Study, config: LiftConfig, options: Options) -> list[Item]:
-    """The documents with the questions of this study. Raises BenchmarkDataError where there is none."""
+    """The documents with the questions of this study. Raises BenchmarkDataError where there is none, and what it refuses."""
     found: list[Item] = []
     if not options.sources:
         found.append(_demo_item())
@@ -123,6 +123,7 @@ def load_items(study: Study, config: LiftConfig, options: Options) -> list[Item]
         )
     chosen = []
     for item in unique.values():
+        study.check(item, config)
         cut = cut_item(item, _characters(options))
         prepared = study.prepare(cut, config, options)
         chosen.append(dataclasses.replace(prepared, questions=_drawn(prepared.questions, options, config.seed)))

@@ -12,6 +12,7 @@ from liftlm.config import LiftConfig
 from liftlm.errors import ConfigError
 from liftlm.evaluation.benchmark import Item
 from liftlm.evaluation.blocks import Block, Heading, Paragraph
+from liftlm.pre_sft.leakage import plain_title
 from liftlm.pre_sft.running import CARD
 from liftlm.studies.bench import Bench
 from liftlm.studies.drawing import lines
@@ -26,7 +27,7 @@ _NOTHING = {"training.total_tokens": 1, "training.learning_rate": 1e-12}  # one 
 
 
 class Starts(Study):
-    """Needs --set adapter.start=FOLDER, of `lift pre-sft`. Documents with a title of its corpus are refused.
+    """Needs --set adapter.start=FOLDER, of `lift pre-sft`. Documents with a title or the text of its corpus's are refused.
 
     After 0 epochs the start is asked as it is: what it gains there is practice in answering, not knowledge of the document.
     """
@@ -40,16 +41,18 @@ class Starts(Study):
     defaults: ClassVar[Mapping[str, Any]] = {"model.window": 2048, "tasks.per_sentence": 1}
     quick: ClassVar[Mapping[str, Any]] = QUICK_SETTINGS
 
-    def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
+    def check(self, item: Item, config: LiftConfig) -> None:
         if config.adapter.start is None:
             raise ConfigError(
                 "The study pre-sft compares with and without a start.", "Give it: --set adapter.start=FOLDER."
             )
         card = find_start(config.adapter).parent / CARD
-        titles = json.loads(card.read_text(encoding="utf-8"))["corpus"]["titles"] if card.is_file() else []
-        if item.document.title in titles:
-            raise ConfigError(f"The start was trained on '{item.document.title}'.", "Evaluate on other documents.")
-        return item
+        if not card.is_file():
+            return
+        corpus = json.loads(card.read_text(encoding="utf-8"))["corpus"]
+        document, title = item.document, plain_title(item.document.title)
+        if document.id in corpus.get("ids", ()) or (title and title in map(plain_title, corpus["titles"])):
+            raise ConfigError(f"The start was trained on '{document.title}'.", "Evaluate on other documents.")
 
     def arms(self, bench: Bench, item: Item, seed: int) -> Iterator[Arm]:
         yield Arm("base model", ("closed-book", "icl"), {"adapter.start": None}, once=True)

@@ -94,6 +94,9 @@ class Study:
     needs_questions: ClassVar[bool] = True  # documents without any are left out
     alone: ClassVar[bool] = False  # it measures time or memory: never documents in parallel
 
+    def check(self, item: Item, config: LiftConfig) -> None:
+        """Raises ConfigError where a document must not be studied. It is whole: `prepare` gets it cut."""
+
     def prepare(self, item: Item, config: LiftConfig, options: Options) -> Item:
         """The document with the questions that this study asks; default: those that it has."""
         return item
