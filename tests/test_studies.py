@@ -21,6 +21,7 @@ from liftlm.errors import BenchmarkDataError, ConfigError
 from liftlm.evaluation.blocks import Table
 from liftlm.evaluation.corpora import cut_item, parse_source, read_items
 from liftlm.models import load_model
+from liftlm.studies.grading import write_sheet
 from liftlm.studies.registry import make_study
 from liftlm.studies.running import load_items, run_study
 from liftlm.studies.study import Conclusion, Options
@@ -332,6 +333,17 @@ def test_writers_are_compared_and_each_has_its_control(model: Any, tmp_path: Pat
     assert "lift: llm − extractive" in report and "self: lift − lift-other" in report
     with pytest.raises(ConfigError, match="no writer 'elm'"):
         _writers("self,elm")
+
+
+def test_the_sheet_has_as_many_tasks_of_each_writer(tmp_path: Path) -> None:
+    many = [{"id": f"e{n}", "writer": "extractive", "question": "?"} for n in range(300)]
+    few = [{"id": f"l{n}", "writer": "llm", "question": "?"} for n in range(30)]
+    shown = {"title": "x", "evidence": "e", "answer": "a", "kind": "k"}
+    sheet = write_sheet(tmp_path, [row | shown for row in (*many, *few)], 0)
+    drawn = [line["id"] for line in csv.DictReader(sheet.open())]
+    assert len(set(drawn)) == 50 and sum(name.startswith("l") for name in drawn) == 25
+    turns = [name[0] for name in drawn]
+    assert turns != ["e", "l"] * 25, "the order tells nothing"
 
 
 def test_questions_are_drawn_of_each_class_alike(model: Any, two_documents: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,15 @@ _HOW = "Write 1 or 0 for faithful and answerable, 1 to 5 for useful, or leave a 
 
 
 def write_sheet(folder: Path, rows: Sequence[Row], seed: int) -> Path:
-    """50 tasks drawn from `rows`; a sheet that is there already is left alone, as somebody may be grading it."""
+    """50 tasks drawn from `rows`, of each writer as many; a sheet that is there already is left alone, as somebody may be at it.
+
+    In no order that tells the writers apart.
+    """
     path = folder / SHEET
     if path.exists():
         return path
-    drawn = random.Random(f"{seed}/sheet").sample(list(rows), min(SAMPLED, len(rows)))
+    draw = random.Random(f"{seed}/sheet")
+    drawn = _alike(rows, draw)
     text = io.StringIO()
     writer = csv.DictWriter(text, [*_SHOWN, *GRADES, "note"], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -35,6 +40,15 @@ def write_sheet(folder: Path, rows: Sequence[Row], seed: int) -> Path:
         writer.writerow(shown)
     write_file(path, text.getvalue())
     return path
+
+
+def _alike(rows: Sequence[Row], draw: random.Random) -> list[Row]:
+    """Of each writer in turn one, as long as there are any."""
+    writers = list(dict.fromkeys(row.get("writer") for row in rows))
+    own = {name: [row for row in rows if row.get("writer") == name] for name in writers}
+    shuffled = [draw.sample(each, len(each)) for each in own.values()]
+    drawn = [row for turn in itertools.zip_longest(*shuffled) for row in turn if row is not None][:SAMPLED]
+    return draw.sample(drawn, len(drawn))
 
 
 def read_sheet(path: Path, rows: Sequence[Row]) -> list[Row]:
