@@ -219,11 +219,11 @@ def _graded(tasks: Sequence[Row], options: Options, folder: Path) -> tuple[list[
 
 def _drawings(rows: Sequence[Row]) -> list[Drawing]:
     chosen = [row for row in rows if row["method"] in ("lift", "closed-book")]
+    arms = {name: {"with": name if name != "base model" else None} for name in ("base model", EPOCHS, TOKENS)}
+    arms |= {f"{ALL} ({writer})": {"with": ALL, "writer": writer} for writer in groups(chosen, "writer")}
+    arms[HALF] = {"with": HALF}
     series = {
-        kind: {
-            name: figure(chosen, "likelihood", where(**{"with": name if name != "base model" else None, "class": kind}))
-            for name in ("base model", EPOCHS, TOKENS, ALL, HALF)
-        }
+        kind: {name: figure(chosen, "likelihood", where(**of, **{"class": kind})) for name, of in arms.items()}
         for kind in groups(rows, "class")
     }
     return [
