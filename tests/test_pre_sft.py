@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -407,6 +408,27 @@ def test_leakage_by_title_and_by_text() -> None:
 
 
 SPLIT = Path(__file__).parent.parent / "configs" / "pre-sft-split.json"
+
+
+def numbers(source: str) -> tuple[str, set[int]]:
+    """PATH:N-M → the path, and the documents' numbers; without any a hundred."""
+    path, _, span = source.partition(":")
+    first, _, last = span.partition("-")
+    return path, set(range(int(first), int(last or first) + 1)) if span else set(range(100))
+
+
+def test_the_split_is_that_of_the_start_that_is_reported() -> None:
+    split = json.loads(SPLIT.read_text())
+    page = (SPLIT.parents[1] / "docs" / "results" / "pre-sft.md").read_text()
+    command, study = page.replace("\\\n", " ").split("lift pre-sft ")[1].split("\n\n")[0].split("lift study pre-sft ")
+    assert split["train"] == re.findall(r"DATA/(\S+)", command.split("--out")[0])
+    asked: dict[str, set[int]] = {}
+    for path, documents in map(numbers, split["evaluate"]):
+        asked.setdefault(path, set()).update(documents)
+    for path, documents in map(numbers, re.findall(r"--data DATA/(\S+)", study)):
+        assert documents <= asked[path], f"{path} is asked in the study"
+    for path, documents in map(numbers, split["train"]):
+        assert not documents & asked.get(path, set()), f"{path} is trained on and asked"
 
 
 @pytest.mark.skipif("LIFT_TEST_DATA" not in os.environ, reason="the documents are not part of the repository")
