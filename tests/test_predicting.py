@@ -406,16 +406,8 @@ def test_a_folder_is_of_one_benchmark_and_one_configuration(model: Model, data: 
     out = tmp_path / "out"
 
     def run(*more: str, benchmark: str = "jsonl", window: str = "256", tokens: str = "4") -> None:
-        asked = [
-            "--methods",
-            "closed-book",
-            "--model",
-            str(model.folder),
-            "--window",
-            window,
-            "--max-new-tokens",
-            tokens,
-        ]
+        asked = ["--methods", "closed-book", "--model", str(model.folder), "--window", window]
+        asked += ["--max-new-tokens", tokens]
         app(["evaluate", benchmark, "--data", str(data), "--out", str(out), *asked, *more], standalone_mode=False)
 
     run("--limit", "2")
@@ -437,6 +429,10 @@ def test_a_folder_is_of_one_benchmark_and_one_configuration(model: Model, data: 
     assert {name: each["n"] for name, each in json.loads((out / "scores.json").read_text()).items()} == {
         "closed-book": 2, "icl": 3
     }  # fmt: skip
+    run_card = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({name: run_card[name] for name in run_card if name != "settings"}))
+    with pytest.raises(ConfigError, match="of an earlier version, which did not note its settings"):
+        run()
     (out / "predictions.jsonl").unlink()
     run(window="128")  # a run.json without any row binds nobody
 

