@@ -61,14 +61,14 @@ def make_server(replies: dict[str, str], port: int) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
 
-def print_requests(document: str, characters: int | None, per_sentence: int) -> None:
+def print_requests(document: str, characters: int | None, per_sentence: int, answers: Any) -> None:
     """The conversations that the writer would hold about a document (PATH[:N], as for `lift study --data`)."""
     from liftlm.evaluation.corpora import cut_item, parse_source, read_items
     from liftlm.tasks.replies import make_messages, make_requests
 
     for item in read_items(parse_source(document)):
         for request in make_requests(cut_item(item, characters).document.text):
-            messages = make_messages(request, per_sentence)
+            messages = make_messages(request, per_sentence, answers)
             print(json.dumps({"key": conversation_key(messages), "messages": messages}, ensure_ascii=False))
 
 
@@ -79,9 +79,10 @@ def main() -> None:
     parser.add_argument("--requests", metavar="DOCUMENT")
     parser.add_argument("--characters", type=int)
     parser.add_argument("--per-sentence", type=int, default=3)
+    parser.add_argument("--answers", default="auto", choices=["auto", "short", "sentence", "mixed"])
     args = parser.parse_args()
     if args.requests:
-        return print_requests(args.requests, args.characters, args.per_sentence)
+        return print_requests(args.requests, args.characters, args.per_sentence, args.answers)
     if not args.replies:
         parser.error("Give the file of replies, or --requests.")
     replies = read_replies(args.replies)

@@ -205,6 +205,8 @@ def test_wrong_type_or_out_of_range(override: str, words: str, tmp_path: Path) -
         (["segments.stride_tokens=3000"], ["segments.stride_tokens (3000)", "(2048)", "skip"]),
         (["segments.stride_tokens=768", "segments.overlap_tokens=768"], ["(768)", "1280", "one of the two"]),
         (["tasks.first_epoch=3", "training.epochs=3"], ["tasks.first_epoch (3)", "training.epochs (3)"]),
+        (["tasks.writer=self", "tasks.answers=short"], ["tasks.answers=short", "extractive or llm"]),
+        (["tasks.writer=self", "tasks.answers=mixed"], ["tasks.answers=mixed", "extractive or llm"]),
         (["tasks.first_epoch=1", "training.epochs=1"], ["tasks.first_epoch (1)", "training.epochs (1)"]),
     ],
 )
@@ -334,6 +336,7 @@ def test_recipe_leaves_out_what_does_not_change_an_adapter(override: str) -> Non
         "tasks.writer=self",
         "tasks.writer=llm",
         "tasks.per_sentence=2",
+        "tasks.answers=short",
         "tasks.mix=0.5",
         "tasks.reading=0.5",
         "tasks.passage_characters=999",
@@ -441,6 +444,7 @@ TREES = st.fixed_dictionaries(
             optional={
                 "writer": st.sampled_from(["none", "extractive", "self", "llm"]),
                 "per_sentence": COUNT,
+                "answers": st.sampled_from(["auto", "sentence"]),
                 "mix": st.none() | st.just(1.0) | BELOW_ONE,
                 "reading": BELOW_ONE,
                 "llm": st.fixed_dictionaries({}, optional={"base_url": st.none() | NAME, "temperature": POSITIVE}),

@@ -226,6 +226,24 @@ def test_a_statement_is_true_where_the_text_makes_it_and_only_there(seed: int) -
         assert same >= 0.5 * len(words(sentence))
 
 
+@pytest.mark.parametrize("per_sentence", [1, 3, 8])
+def test_answers_are_as_long_as_they_are_wanted(per_sentence: int) -> None:
+    asked = {form: write_extractive_tasks(CHRONICLE, per_sentence, 0, form) for form in ("short", "sentence", "mixed")}
+    assert asked["mixed"] == write_extractive_tasks(CHRONICLE, per_sentence)
+    alone: dict[str, list[bool]] = defaultdict(list)  # is the answer a detail without its sentence?
+    for form, tasks in asked.items():
+        for task in tasks:
+            sentence = plain(CHRONICLE[task.start : task.end])
+            if task.kind in (*DETAILS, WHETHER):
+                alone[form].append(sentence not in task.answer)
+        held = {(task.start, task.end) for task in tasks}
+        assert held >= {(task.start, task.end) for task in asked["mixed"] if task.kind not in ORDERS}
+    assert all(alone["short"]) and not any(alone["sentence"])
+    assert len(alone["short"]) > len(alone["sentence"])
+    long = {form: sum(len(task.answer.split()) for task in tasks) / len(tasks) for form, tasks in asked.items()}
+    assert long["short"] < 0.95 * long["mixed"] < long["sentence"]
+
+
 def test_statements_without_another_detail_to_put_in_are_not_asked_for() -> None:
     """Or yes would always be right."""
     text = "The old ferry lay under the frozen bridge of Tarn. Nobody had ever counted the planks of the wooden ferry."

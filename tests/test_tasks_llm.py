@@ -47,9 +47,9 @@ def document(count: int) -> str:
 pytestmark = pytest.mark.usefixtures("quick_asking")
 
 
-def config(url: str | None, per_sentence: int = 2, **more: Any) -> TasksConfig:
+def config(url: str | None, per_sentence: int = 2, answers: str = "auto", **more: Any) -> TasksConfig:
     server = {"base_url": url, "model": "writer-1", "concurrency": 4, "timeout_seconds": 5.0} | more
-    return TasksConfig.model_validate({"per_sentence": per_sentence, "llm": server})
+    return TasksConfig.model_validate({"per_sentence": per_sentence, "answers": answers, "llm": server})
 
 
 def run(text: str, settings: TasksConfig, cache: Path) -> tuple[list[list[Task]], WriterReport]:
@@ -134,6 +134,24 @@ def test_words_about_a_single_sentence_stay_as_they_were() -> None:
     made = [json.dumps(make_messages(request, 3), sort_keys=True) for request in make_requests(text)]
     found = [hashlib.sha256(conversation.encode()).hexdigest()[:16] for conversation in made]
     assert found == ["739dbf5f5256fd91", "195f94cf2943a873"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "wanted", "unwanted"),
+    [
+        ("auto", "- An answer is short and complete: a few words, or one sentence", "again"),
+        ("short", "- An answer is a few words, never a whole sentence.\n", "again"),
+        ("sentence", "- An answer is one whole sentence that says again what was asked about", "a few words"),
+        ("mixed", "- By turns, an answer is a few words, and one whole sentence", "never a whole"),
+    ],
+)
+def test_the_form_of_answers_is_asked_for(tmp_path: Path, answers: Any, wanted: str, unwanted: str) -> None:
+    with FakeServer() as server:
+        run(document(2), config(server.url, answers=answers), tmp_path / "tasks.jsonl")
+        assert len(server.requests) == 2
+        for body in server.requests:
+            system = body["messages"][0]["content"]
+            assert wanted in system and unwanted not in system and "{" not in system
 
 
 def test_a_run_of_sentences_is_asked_about_as_several(tmp_path: Path) -> None:
@@ -547,7 +565,9 @@ def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path: Path) -> None:
     assert (report.cached, report.written, report.tasks, report.requests, report.prompt_tokens) == (9, 0, 18, 0, 0)
 
 
-@pytest.mark.parametrize("change", [{"per_sentence": 3}, {"model": "writer-2"}, {"temperature": 0.1}, "prompt", "text"])
+@pytest.mark.parametrize(
+    "change", [{"per_sentence": 3}, {"answers": "mixed"}, {"model": "writer-2"}, {"temperature": 0.1}, "prompt", "text"]
+)
 def test_other_settings_are_other_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     cache, text = tmp_path / "tasks.jsonl", document(4)
     with FakeServer() as server:

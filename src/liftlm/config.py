@@ -31,6 +31,7 @@ from liftlm.setting_types import Whole as _Whole
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 ContextPolicy = Literal["none", "truncate", "retrieve", "recite"]
+AnswerForm = Literal["auto", "short", "sentence", "mixed"]
 
 
 class ModelConfig(_Branch):
@@ -116,6 +117,9 @@ class TasksConfig(_Branch):
 
     writer: Literal["none", "extractive", "self", "llm"] = "extractive"
     per_sentence: _Whole = Field(default=3, ge=1)
+    # how long their answers are, which is how long answers become: a few words, a sentence, or both by turns; auto = as the
+    # writer is used to (docs/tasks.md)
+    answers: AnswerForm = "auto"
     # of the writers llm and self: sentences asked about as one, and how many such runs are drawn (None = all, in order)
     sentences_together: _Whole = Field(default=1, ge=1)
     requests: _Whole | None = Field(default=None, ge=1)
@@ -193,7 +197,7 @@ class AnsweringConfig(_Branch):
 
 
 _ONLY_HOW = {"base_url", "api_key_variable", "concurrency", "timeout_seconds", "attempts"}  # not what is written
-_HOW_TASKS_ARE_WRITTEN = {"writer", "per_sentence", "sentences_together", "requests", "llm"}
+_HOW_TASKS_ARE_WRITTEN = {"writer", "per_sentence", "answers", "sentences_together", "requests", "llm"}
 
 
 class PreSftConfig(_Branch):
@@ -234,6 +238,10 @@ class LiftConfig(_Branch):
 
     @model_validator(mode="after")
     def _tasks_take_part(self) -> LiftConfig:
+        if self.tasks.writer == "self" and self.tasks.answers in ("short", "mixed"):
+            raise ValueError(
+                f"tasks.answers={self.tasks.answers} needs the writer extractive or llm: self answers with whole sentences"
+            )
         if self.training.total_tokens is not None:
             if self.tasks.writer in ("self", "llm") and not self.tasks.teacher_weight:
                 raise ValueError(
@@ -278,6 +286,8 @@ class LiftConfig(_Branch):
         tasks = self.tasks.model_dump(mode="json", exclude={"llm": _ONLY_HOW})
         if self.tasks.writer != "llm":
             del tasks["llm"]
+        if self.tasks.answers == "auto":
+            del tasks["answers"]  # recipes from before it was there keep their ids
         if tasks_given:
             tasks = {key: value for key, value in tasks.items() if key not in _HOW_TASKS_ARE_WRITTEN}
         elif self.tasks.writer == "none":

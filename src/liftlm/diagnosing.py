@@ -103,7 +103,8 @@ def measure_symptoms(
     """Of samples drawn with the config's seed. Held-out questions are the extractive writer's, with another seed."""
     document, draw = adapter.document, random.Random(config.seed)
     if trained is None and adapter.config.tasks.writer == "extractive" and adapter.tasks:
-        trained = write_extractive_tasks(document.text, adapter.config.tasks.per_sentence, adapter.config.seed)
+        how = adapter.config.tasks
+        trained = write_extractive_tasks(document.text, how.per_sentence, adapter.config.seed, how.answers)
     trained = list(trained or ())
     asked = {task.question for task in trained}
     fresh = write_extractive_tasks(document.text, 3, _OTHER_SEED)

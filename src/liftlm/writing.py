@@ -152,7 +152,7 @@ class ArrivingTasks:
         if settings.writer == "none":
             return iter([])
         if settings.writer == "extractive":
-            return iter([write_extractive_tasks(self._text, settings.per_sentence, config.seed)])
+            return iter([write_extractive_tasks(self._text, settings.per_sentence, config.seed, settings.answers)])
         if settings.writer == "self":
             model = self._model
             assert model is not None, "the model writes"

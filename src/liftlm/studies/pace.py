@@ -73,7 +73,7 @@ def first_token_seconds(model: Model, document: Document, config: LiftConfig, wr
 
 
 def _groups(model: Model, document: Document, config: LiftConfig) -> list[list[Example]]:
-    tasks = write_extractive_tasks(document.text, config.tasks.per_sentence, config.seed)
+    tasks = write_extractive_tasks(document.text, config.tasks.per_sentence, config.seed, config.tasks.answers)
     size = _SENTENCES * config.tasks.per_sentence
     made = [
         make_task_examples(tasks[start : start + size], model.tokenizer, document.title, model.window)

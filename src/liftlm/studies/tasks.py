@@ -70,7 +70,8 @@ class Tasks(Study):
                 budget = bench.training_tokens(arm, seed, index)
                 settings = {"tasks.writer": "none", "training.total_tokens": budget}
                 yield Arm(TOKENS, methods, settings, {"with": TOKENS})
-                written = write_extractive_tasks(item.document.text, bench.config.tasks.per_sentence, seed)
+                how = bench.config.tasks
+                written = write_extractive_tasks(item.document.text, how.per_sentence, seed, how.answers)
                 half = tuple(task for task in written if _in_asked_half(task.start, len(item.document.text)))
                 if half:
                     yield Arm(HALF, ("lift",), {"tasks.writer": "extractive"}, {"with": HALF}, tasks=half)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import tenacity
 
-from liftlm.config import LlmConfig
+from liftlm.config import AnswerForm, LlmConfig
 from liftlm.errors import ConfigError
 from liftlm.tasks.replies import Pair, Request, make_messages, read_reply, reply_schema
 
@@ -104,8 +104,8 @@ class Server:
         if self._client is not None:
             await self._client.close()
 
-    async def ask(self, request: Request, count: int) -> Reply:
-        """Up to `count` pairs about a sentence, in up to `attempts` attempts. Raises AskingError."""
+    async def ask(self, request: Request, count: int, answers: AnswerForm = "auto") -> Reply:
+        """Up to `count` pairs about a sentence, with answers of that form, in up to `attempts` attempts. Raises AskingError."""
         import openai
 
         retrying = tenacity.AsyncRetrying(
@@ -116,7 +116,7 @@ class Server:
             reraise=True,
         )
         try:
-            return await retrying(self._once, request, count)
+            return await retrying(self._once, make_messages(request, count, answers), count)
         except _UnreadableError as error:
             step = _ADDRESS if error.foreign else "Use a model that follows instructions (tasks.llm.model)."
             raise AskingError(self._safe(error), step, gone=error.foreign) from error
@@ -125,11 +125,10 @@ class Server:
 
     # --- one exchange -------------------------------------------------------------------------------------------------
 
-    async def _once(self, request: Request, count: int) -> Reply:
+    async def _once(self, messages: Any, count: int) -> Reply:
         import openai
 
         assert self._client is not None, "not opened"
-        messages: Any = make_messages(request, count)
         used = set(self.options)
         self.requests += 1
         try:
@@ -144,7 +143,7 @@ class Server:
             if rejected is None:
                 raise
             self.options.discard(rejected)
-            return await self._once(request, count)  # with fewer options each time
+            return await self._once(messages, count)  # with fewer options each time
         except ValueError as error:
             raise _UnreadableError("sent a reply that is not JSON") from error
         self._reached = True

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from liftlm.config import AnswerForm
 from liftlm.pauses import pause
 from liftlm.tasks.details import (
     ACCENTS,
@@ -40,11 +41,15 @@ _BETWEEN_ORDERS = 12  # tasks
 _REACH = 14  # words kept on each side of a detail that is asked for
 
 
-def write_extractive_tasks(text: str, per_sentence: int, seed: int = 0) -> list[Task]:
-    """Tasks for every sentence, in the order of the text: `per_sentence` for each, and one of order for about twelve of them."""
+def write_extractive_tasks(text: str, per_sentence: int, seed: int = 0, answers: AnswerForm = "auto") -> list[Task]:
+    """Tasks for every sentence, in the order of the text: `per_sentence` for each, and one of order for about twelve of them.
+
+    answers: `short` asks for details first and answers with these alone; `sentence` answers with whole sentences; else half of
+    a detail's answers are the detail, half its sentence.
+    """
     sentences = split_into_sentences(text)
     draw = random.Random(f"{seed}/{len(text)}/{text[:1000]}")
-    writer = _Writer(sentences, draw, language_of(text))
+    writer = _Writer(sentences, draw, language_of(text), answers)
     tasks: list[Task] = []
     every = max(1, _BETWEEN_ORDERS // per_sentence)
     for index in range(len(sentences)):
@@ -63,8 +68,14 @@ class _Event:
 
 
 class _Writer:
-    def __init__(self, sentences: Sequence[Sentence], draw: random.Random, language: Language = "en") -> None:
-        self.sentences, self.draw, self.language = sentences, draw, language
+    def __init__(
+        self,
+        sentences: Sequence[Sentence],
+        draw: random.Random,
+        language: Language = "en",
+        answers: AnswerForm = "auto",
+    ) -> None:
+        self.sentences, self.draw, self.language, self.answers = sentences, draw, language, answers
         self.says = wordings_for(language)
         words = [{word.lower() for word in self._telling(sentence.text)} for sentence in sentences]
         self.frequency = Counter(word for some in words for word in some)
@@ -97,9 +108,11 @@ class _Writer:
         self.draw.shuffle(place)
         tasks: list[Task] = []
         turns: list[Iterator[Task]] = [about, iter(details), about, iter(place)]
+        if self.answers == "short":
+            turns = [iter(details)] * count + turns
         position = 0
-        while len(tasks) < count and position < 4 * count + 4:
-            task = next(turns[position % 4], None)
+        while len(tasks) < count and position < (4 * count + 4) * len(turns) // 4:
+            task = next(turns[position % len(turns)], None)
             position += 1
             if task is not None and all(task.question != other.question for other in tasks):
                 tasks.append(task)
@@ -224,8 +237,9 @@ class _Writer:
         return [each for each in some if not there & set(WORD.findall(each)) and (apart or each not in text)][:2]
 
     def _short(self, detail: str, sentence: str, both: bool = False) -> str:
-        """Half of the answers are the detail alone, half the sentence that holds it; with `both` behind the detail."""
-        if self.draw.random() < 0.5:
+        """The detail alone, or the sentence that holds it, with `both` behind the detail: half of each unless one is wanted."""
+        alone = self.draw.random() < 0.5
+        if self.answers == "short" or (self.answers != "sentence" and alone):
             return detail + self.says.stop
         blank = " " if self.language == "en" else ""
         return f"{detail}{self.says.stop}{blank}{sentence}" if both else sentence

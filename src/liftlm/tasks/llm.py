@@ -155,7 +155,7 @@ class LlmWriter:
         """Writes one sentence's tasks; returns why it could not."""
         run = self._run
         try:
-            reply = await run.server.ask(self._requests[index], self._config.per_sentence)
+            reply = await run.server.ask(self._requests[index], self._config.per_sentence, self._config.answers)
         except AskingError as failure:
             run.failed += 1
             run.last_failure = failure
@@ -228,6 +228,8 @@ def _key(request: Request, config: TasksConfig) -> str:
     }
     if request.sentences > 1:
         parts["sentences"] = request.sentences  # worded otherwise
+    if config.answers != "auto":
+        parts["answers"] = config.answers
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from liftlm.config import AnswerForm
 from liftlm.tasks.filters import words
 from liftlm.tasks.sentences import Sentence, split_into_sentences
 
@@ -29,7 +30,7 @@ Rules:
 - Every question can be answered from {source} alone; the text before {it} only tells who "she" or what "there" is.
 - Write names instead of pronouns, so that each question can be understood by itself.
 - Never mention {source}, the text, the passage or the author.
-- An answer is short and complete: a few words, or one sentence where a reason is asked for.
+- {answers}
 - Use the document's own words and numbers in answers. A question never contains its answer.
 - Make the questions as different as you can, in what they ask for and in their wording. Forms: fact (what, which), who,
   when, where, how many, reason (why, how), relation (between two things), paraphrase ({whose} content, asked for in
@@ -49,6 +50,13 @@ _SEVERAL = {
     "it": "them",
     "whose": "a sentence's",
     "these": "these sentences",
+}
+_ANSWERS = {
+    "auto": "An answer is short and complete: a few words, or one sentence where a reason is asked for.",
+    "short": "An answer is a few words, never a whole sentence.",
+    "sentence": "An answer is one whole sentence that says again what was asked about, so that it can be understood alone.",
+    "mixed": "By turns, an answer is a few words, and one whole sentence that says again what was asked about, so that it "
+    "can be understood alone.",
 }
 _FORMAT = 'Reply with JSON only: {"tasks": [{"kind": "who", "question": "…", "answer": "…"}, …]}.'
 
@@ -93,14 +101,17 @@ def make_requests(text: str, together: int = 1, count: int | None = None, seed: 
     return requests
 
 
-def make_messages(request: Request, count: int) -> list[dict[str, str]]:
-    """The conversation that asks for `count` pairs. What is the same each time comes first, for servers that keep prefixes."""
+def make_messages(request: Request, count: int, answers: AnswerForm = "auto") -> list[dict[str, str]]:
+    """The conversation that asks for `count` pairs. What is the same each time comes first, for servers that keep prefixes.
+
+    answers: how long they are to be (`tasks.answers`).
+    """
     wording = _ONE if request.sentences == 1 else _SEVERAL
     before = f"Text before {wording['source']}:\n{request.context}\n\n" if request.context else ""
     shown = f"Sentence{'s' if request.sentences > 1 else ''}:\n{request.sentence.text}\n\n"
     ask = f"Write {count} different question-answer pairs about {wording['these']}. {_FORMAT}"
     return [
-        {"role": "system", "content": _SYSTEM.format(**wording)},
+        {"role": "system", "content": _SYSTEM.format(**wording, answers=_ANSWERS[answers])},
         {"role": "user", "content": before + shown + ask},
     ]
 
