@@ -135,6 +135,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--needles": "",
             "--together": False,
             "--distractors": False,
+            "--texts": None,
             "--max-new-tokens": None,
             "--ray": None,
             "--library": None,
@@ -640,6 +641,29 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, title: str) -> 
         title[:35] in text and "40/40" in text and "512 tokens/s" in text and "1:15 left" in text and "1.5 GB" in text
     )
     assert "\n\n" not in text  # the bar fits on its line
+
+
+def test_what_stands_over_the_bar_is_drawn_anew_and_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from liftlm import display
+
+    screen, scores = io.StringIO(), ["nothing yet"]
+    screened = Console(file=screen, force_terminal=True, width=120, emoji=False)
+    monkeypatch.setattr(display.console, "rich", screened, raising=False)
+    with display.TrainingDisplay("Absorbing", above=lambda: scores[0]) as shown:
+        shown.draw()  # before any step
+        assert "nothing yet" in screen.getvalue() and "Absorbing" not in screen.getvalue()
+        shown(metrics(40))
+        scores[0] = "two answers"
+        shown.draw()
+        assert screen.getvalue().rindex("two answers") < screen.getvalue().rindex("40/40")
+    erased = screen.getvalue().rpartition("40/40")[2]
+    assert erased.count("\x1b[2K") >= 2, "left on the screen, where the final table follows"
+    monkeypatch.setattr(display.console, "rich", Console(file=(log := io.StringIO()), width=120), raising=False)
+    with display.TrainingDisplay("Absorbing", above=lambda: scores[0]) as shown:
+        shown.draw()
+    assert log.getvalue() == "", "no terminal"
 
 
 def test_progress_elsewhere_is_a_line_now_and_then(

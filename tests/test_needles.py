@@ -104,6 +104,17 @@ def test_together_every_needle_comes_to_every_depth_once(book: Path) -> None:
             assert place(item, question.evidence[0]) == pytest.approx(question.data["depth"], abs=0.04)
 
 
+def test_two_texts_have_a_needle_at_each_of_six_depths(book: Path) -> None:
+    depths = [0, 0.2, 0.4, 0.6, 0.8, 1]
+    both = Needles(lengths=[1000, 2000], depths=depths, together=True, texts=2).load(book)
+    every = Needles(lengths=[1000, 2000], depths=depths, together=True).load(book)
+    assert both == [*every[:2], *every[6:8]]
+    for two in (both[:2], both[2:]):
+        assert sorted({question.data["depth"] for item in two for question in item.questions}) == depths
+    with pytest.raises(ConfigError, match="--together"):
+        Needles(texts=2)
+
+
 def test_together_at_one_depth_the_others_stand_apart(book: Path) -> None:
     (item,) = Needles(lengths=[2000], depths=[0.5], together=True).load(book)
     assert [question.data["depth"] for question in item.questions[::2]] == [0.5, 0.83, 0.17]

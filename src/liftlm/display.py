@@ -11,7 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Callable, Iterable
+
+    from rich.console import Console, RenderableType
     from rich.live import Live
     from rich.progress import Progress
 
@@ -59,9 +61,13 @@ def minutes(seconds: float) -> str:
 
 
 class TrainingDisplay:
-    """Shows steps as they end; pass the object itself as `on_step`."""
+    """Shows steps as they end; pass the object itself as `on_step`.
 
-    def __init__(self, what: str) -> None:
+    above: what stands over the bar on a terminal, asked for whenever it is drawn; it is gone at the end.
+    """
+
+    def __init__(self, what: str, above: Callable[[], RenderableType] | None = None) -> None:
+        self._above = above
         # a title may be longer than the terminal is wide
         self._what = what if len(what) <= _NAME_CHARACTERS else what[: _NAME_CHARACTERS - 1].rstrip() + "…"
         self._shown_at = 0.0
@@ -88,8 +94,27 @@ class TrainingDisplay:
                 self._shown_at = now
                 note(f"{self._what}: step {metrics.step}/{metrics.steps} · {facts}")
             return
+        progress = self._started()
+        if not progress.task_ids:
+            progress.add_task(self._what, total=metrics.steps, facts="")
+        progress.update(progress.task_ids[0], completed=metrics.step, total=metrics.steps, facts=facts)
+
+    def draw(self) -> None:
+        """Draws anew on a terminal, as what stands above the bar has changed."""
+        if self._live:
+            self._started().refresh()
+
+    def _started(self) -> Progress:
         if self._progress is None:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            above = self._above
+
+            class Shown(Progress):
+                def get_renderables(self) -> Iterable[RenderableType]:
+                    if above is not None:
+                        yield above()
+                    yield from super().get_renderables()
 
             columns = (
                 TextColumn("{task.description}", markup=False),  # a title may hold [brackets]
@@ -97,10 +122,11 @@ class TrainingDisplay:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[facts]}", markup=False),
             )
-            self._progress = Progress(*columns, console=console.rich)
-            self._progress.add_task(self._what, total=metrics.steps, facts="")
+            self._progress = Shown(
+                *columns, console=console.rich, transient=above is not None, refresh_per_second=2 if above else 10
+            )
             self._progress.start()
-        self._progress.update(self._progress.task_ids[0], completed=metrics.step, total=metrics.steps, facts=facts)
+        return self._progress
 
 
 class CrewDisplay:

@@ -61,6 +61,7 @@ def evaluate(
     needles: Annotated[str, typer.Option("--needles", help="needle: names, comma-separated.")] = "",
     together: Annotated[bool, typer.Option("--together", help="needle: all needles in one text.")] = False,
     distractors: Annotated[bool, typer.Option("--distractors", help="needle: hide look-alikes too.")] = False,
+    texts: Annotated[int | None, typer.Option("--texts", min=1, help="needle, --together: haystacks a length.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
     model: ModelOption = None,
     window: WindowOption = None,
@@ -85,6 +86,7 @@ def evaluate(
         "needles": _listed(needles),
         "together": together,
         "distractors": distractors,
+        "texts": texts,
     }
     chosen = make_benchmark(benchmark, **{name: value for name, value in options.items() if value})
     if max_new_tokens is not None:
@@ -152,7 +154,7 @@ def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None)
     if part == 0:
         write_file(out / _RUN, json.dumps(_describe(run, loaded), indent=1))
     scores = _ScoresSoFar(benchmark, sum(len(item.questions) for item in items[part::parts]))
-    display = TrainingDisplay("Absorbing")
+    display = scores.display = TrainingDisplay("Absorbing", above=scores.live.table)
     predictor = Predictor(
         *(loaded, config, benchmark, out),
         on_row=scores.hear,
@@ -174,18 +176,21 @@ def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None)
 
 
 class _ScoresSoFar:
-    """Running means, printed every few minutes and when the predictions end, also if they end by Ctrl-C or a failure."""
+    """Running means: always in sight on a terminal, elsewhere printed every few minutes; and when the predictions end, anyhow."""
 
     def __init__(self, benchmark: Benchmark, questions: int) -> None:
         from liftlm.evaluation.report import LiveScores
 
         self.live = LiveScores(benchmark, questions)
+        self.display: TrainingDisplay | None = None  # of a terminal, which has the table in sight all the time
         self._shown_at = time.monotonic()
 
     def hear(self, row: dict[str, Any]) -> None:
         """Of a row that was predicted just now."""
         self.live.add(row)
-        if time.monotonic() - self._shown_at >= _TABLE_SECONDS:
+        if self.display is not None and console.is_terminal:
+            self.display.draw()
+        elif time.monotonic() - self._shown_at >= _TABLE_SECONDS:
             self._show()
 
     def __enter__(self) -> None:

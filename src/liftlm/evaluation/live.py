@@ -24,10 +24,12 @@ class LiveScores:
         self._metrics = (*benchmark.metrics[:2], "accuracy_normalized", "answer_nll")
         self._values: dict[str, dict[str, list[float]]] = {}
         self._failed: Counter[str] = Counter()
+        self._made: RichTable | None = None
         self.rows = 0  # so far
 
     def add(self, row: Row) -> None:
         self.rows += 1
+        self._made = None
         values = self._values.setdefault(row["method"], {})
         if row.get("error"):
             self._failed[row["method"]] += 1
@@ -40,6 +42,11 @@ class LiveScores:
 
     def table(self) -> RichTable:
         """What is known so far."""
+        if self._made is None:  # a terminal draws it again and again
+            self._made = self._table()
+        return self._made
+
+    def _table(self) -> RichTable:
         import rich.box
         import rich.table
         from rich.text import Text

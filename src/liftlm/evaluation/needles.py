@@ -49,7 +49,8 @@ class Needles(Benchmark):
     """lengths in tokens (about: 4.2 characters each), depths from 0 (beginning) to 1 (end).
 
     together: all needles in one haystack at different depths, each asked for; every needle comes to every depth of the grid
-    once where the grid has as many depths as there are needles. distractors: look-alikes of the needle are hidden too, anywhere.
+    once where the grid has as many depths as there are needles. texts: with `together` the first so many haystacks of a length
+    only; two of them have a needle at each of six depths. distractors: look-alikes of the needle are hidden too, anywhere.
     """
 
     name = "needle"
@@ -65,6 +66,7 @@ class Needles(Benchmark):
         needles: Sequence[str] = (),
         together: bool = False,
         distractors: bool = False,
+        texts: int | None = None,
     ) -> None:
         known = {needle.name: needle for needle in load_needles()}
         unknown = [name for name in needles if name not in known]
@@ -72,7 +74,9 @@ class Needles(Benchmark):
             raise ConfigError(f"There is no needle '{unknown[0]}'.", f"Choose from {', '.join(known)}.")
         if any(not 0 <= depth <= 1 for depth in depths) or any(length < 100 for length in lengths):
             raise ConfigError("Depths go from 0 to 1, lengths from 100 tokens.", "Correct --depths or --lengths.")
-        self.lengths, self.depths = tuple(lengths), tuple(depths)
+        if texts is not None and not together:
+            raise ConfigError("--texts goes with --together.", "Without it, give fewer --depths or --needles.")
+        self.lengths, self.depths, self.texts = tuple(lengths), tuple(depths), texts
         self.needles = [known[name] for name in needles or known]
         self.together, self.distractors = together, distractors
 
@@ -88,7 +92,7 @@ class Needles(Benchmark):
                     "Give a longer text.",
                 )
             cut = cut_at_a_sentence(text, round(length * _CHARACTERS))
-            for index in range(len(self.depths)):
+            for index in range(len(self.depths))[: self.texts]:
                 groups = [self.needles] if self.together else [[needle] for needle in self.needles]
                 items += [self._item(cut, length, self._placed(index, group), seed) for group in groups]
         return draw(items, limit, seed)
