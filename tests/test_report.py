@@ -112,6 +112,8 @@ def full_folder(folder: Path) -> Path:
         }
         for n in range(3)
     ]
+    # the adapter of the second is the control of the first
+    absorbs.append(absorbs[1] | {"document_id": "d0", "title": "Title <0>", "control": True, "interference": None})
     write(folder, absorbs, "absorbs.jsonl")
     run = {"config": {"model": {"name": "tiny", "window": 2048}}, "seed": 3, "limit": 12, "dataset": "made <up>"}
     run |= {
