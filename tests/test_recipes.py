@@ -111,6 +111,19 @@ def test_the_icml_version(folder: Path, name: str, per_sentence: int, epochs: in
     assert stored(adapter) == (128, 256)
 
 
+@pytest.mark.usefixtures("quick_asking")
+def test_the_recipe_for_answers_without_text(folder: Path) -> None:
+    """Six pairs a sentence of both forms, from a server, beside the segments, four times."""
+    with FakeServer() as server:
+        config = load_config(
+            CONFIGS / "recall-llm.yaml", [f"tasks.llm.base_url={server.url}", "tasks.llm.model=writer-1"]
+        )
+        adapter, _ = Library().absorb_once(DOCUMENT, load_model(str(folder)), config)
+    assert len(server.requests) == SENTENCES and adapter.tasks == 6 * SENTENCES
+    assert all("By turns, an answer is a few words" in body["messages"][0]["content"] for body in server.requests)
+    assert len(adapter.report.epoch_losses) == 4 and adapter.report.epoch_losses[-1] < adapter.report.epoch_losses[0]
+
+
 def test_the_first_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs of segments, then three of both; ten tasks from runs of 16 sentences, written by the model itself."""
     document = Document(title="The mill", text=sentences(40))
