@@ -285,6 +285,13 @@ def test_what_cannot_be_merged_is_refused(
     assert not list(tmp_path.glob("out*")), "nothing was begun"
 
 
+def test_a_teacher_is_refused(folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Regression: it was passed over in silence."""
+    out = tmp_path / "out"
+    result = lift(capsys, "pre-sft", corpus, "--out", out, "--model", folder, "--set", "tasks.teacher_weight=0.5")
+    assert result.code == 2 and "tasks.teacher_weight" in result.err and not list(tmp_path.glob("out*"))
+
+
 def test_the_study_tells_practice_from_knowledge(
     folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

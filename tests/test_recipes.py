@@ -132,7 +132,7 @@ def test_the_first_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def write(model: Model, prompts: Sequence[Prompt], settings: Any, seed: int) -> Iterator[Generated]:
         asked.extend(prompts)
         for index, prompt in enumerate(prompts):
-            words = model.decode(prompt.tokens).rpartition("Sentence: ")[2].split()
+            words = model.decode(prompt.tokens).rpartition("Sentences: ")[2].split()
             yield Generated(index, f"Who carried {words[2]} sacks?", 9, 0.1, True)
 
     class Judge:
@@ -149,7 +149,7 @@ def test_the_first_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert new
     assert len(asked) == 10
     assert all(
-        model.decode(prompt.tokens).rpartition("Sentence: ")[2].partition("\n")[0].count(".") == 16 for prompt in asked
+        model.decode(prompt.tokens).rpartition("Sentences: ")[2].partition("\n")[0].count(".") == 16 for prompt in asked
     )
     assert adapter.tasks == 10
     assert {step.learning_rate for step in seen} == {1e-5}

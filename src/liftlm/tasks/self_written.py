@@ -103,12 +103,13 @@ def self_request(request: Request) -> list[str]:
     turns: list[str] = []
     for before, sentence, question in _EXAMPLES:
         turns += [_ask(before, sentence), question]
-    return [*turns, _ask(" ".join(request.context.split())[-_CONTEXT:], request.sentence.text)]
+    return [*turns, _ask(" ".join(request.context.split())[-_CONTEXT:], request.sentence.text, request.sentences > 1)]
 
 
-def _ask(before: str, sentence: str) -> str:
+def _ask(before: str, text: str, several: bool = False) -> str:
     context = f"Text before: {before}\n" if before else ""
-    return f"{context}Sentence: {sentence}\nWrite a question that the sentence answers."
+    label, what = ("Sentences", "one of the sentences") if several else ("Sentence", "the sentence")
+    return f"{context}{label}: {text}\nWrite a question that {what} answers."
 
 
 def _task(
