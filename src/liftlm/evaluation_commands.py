@@ -154,7 +154,8 @@ def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None)
     if part == 0:
         write_file(out / _RUN, json.dumps(_describe(run, loaded), indent=1))
     scores = _ScoresSoFar(benchmark, sum(len(item.questions) for item in items[part::parts]))
-    display = scores.display = TrainingDisplay("Absorbing", above=scores.live.table)
+    display = TrainingDisplay("Absorbing", above=scores.live.table)
+    scores.display = display if ray is None else None  # a cluster's workers have a display of their own
     predictor = Predictor(
         *(loaded, config, benchmark, out),
         on_row=scores.hear,
