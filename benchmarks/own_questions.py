@@ -28,6 +28,7 @@ def main() -> None:
             for question in draw.sample(item.questions, min(arguments.questions, len(item.questions))):
                 row = {"document": item.document.text, "title": item.document.title, "question": question.question}
                 row |= {"answer": list(question.answers), "evidence": list(question.evidence)}
+                row |= {"kind": question.kind} | ({"choices": list(question.choices)} if question.choices else {})
                 print(json.dumps(row, ensure_ascii=False))
 
 

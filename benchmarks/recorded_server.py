@@ -4,8 +4,8 @@
 
 So that a study of the `llm` writer can be run again without the model. A line of the file: {"key", "reply"}; the key is that of
 the conversation (`conversation_key`), and changes with every word of document or prompt. What was not recorded gets status 404.
-`--requests DOCUMENT --per-sentence N` prints the conversations of a document instead, one a line, to be answered by whatever
-writes the replies.
+`--requests DOCUMENT --per-sentence N --answers FORM` prints the conversations of a document instead, one a line, to be answered
+by whatever writes the replies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import json
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from liftlm.config import AnswerForm
 
 
 def conversation_key(messages: list[dict[str, str]]) -> str:
@@ -61,7 +64,7 @@ def make_server(replies: dict[str, str], port: int) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
 
-def print_requests(document: str, characters: int | None, per_sentence: int, answers: Any) -> None:
+def print_requests(document: str, characters: int | None, per_sentence: int, answers: AnswerForm) -> None:
     """The conversations that the writer would hold about a document (PATH[:N], as for `lift study --data`)."""
     from liftlm.evaluation.corpora import cut_item, parse_source, read_items
     from liftlm.tasks.replies import make_messages, make_requests

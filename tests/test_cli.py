@@ -643,7 +643,7 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, title: str) -> 
     assert "\n\n" not in text  # the bar fits on its line
 
 
-def test_what_stands_over_the_bar_is_drawn_anew_and_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_under_the_bar_is_drawn_anew_and_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
     from liftlm import display
@@ -651,17 +651,17 @@ def test_what_stands_over_the_bar_is_drawn_anew_and_gone_at_the_end(monkeypatch:
     screen, scores = io.StringIO(), ["nothing yet"]
     screened = Console(file=screen, force_terminal=True, width=120, emoji=False)
     monkeypatch.setattr(display.console, "rich", screened, raising=False)
-    with display.TrainingDisplay("Absorbing", above=lambda: scores[0]) as shown:
+    with display.TrainingDisplay("Absorbing", below=lambda: scores[0]) as shown:
         shown.draw()  # before any step
         assert "nothing yet" in screen.getvalue() and "Absorbing" not in screen.getvalue()
         shown(metrics(40))
         scores[0] = "two answers"
         shown.draw()
-        assert screen.getvalue().rindex("two answers") < screen.getvalue().rindex("40/40")
-    erased = screen.getvalue().rpartition("40/40")[2]
+        assert screen.getvalue().rindex("two answers") > screen.getvalue().rindex("40/40")
+    erased = screen.getvalue().rpartition("two answers")[2]
     assert erased.count("\x1b[2K") >= 2, "left on the screen, where the final table follows"
     monkeypatch.setattr(display.console, "rich", Console(file=(log := io.StringIO()), width=120), raising=False)
-    with display.TrainingDisplay("Absorbing", above=lambda: scores[0]) as shown:
+    with display.TrainingDisplay("Absorbing", below=lambda: scores[0]) as shown:
         shown.draw()
     assert log.getvalue() == "", "no terminal"
 

@@ -521,3 +521,13 @@ def settings_of(branch: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             names.append(prefix + name)
     return names
+
+
+def test_forms_of_answers_that_are_the_same_tasks_are_one_recipe() -> None:
+    def recipe(writer: str, answers: str) -> dict[str, Any]:
+        return load_config(None, [f"tasks.writer={writer}", f"tasks.answers={answers}"]).recipe()
+
+    assert recipe("extractive", "mixed") == recipe("extractive", "auto")
+    assert recipe("self", "sentence") == recipe("self", "auto")
+    assert recipe("llm", "mixed") != recipe("llm", "auto") != recipe("llm", "short")
+    assert recipe("extractive", "short") != recipe("extractive", "auto") != recipe("extractive", "sentence")

@@ -359,6 +359,21 @@ def shown(table: Any) -> list[list[str]]:
     return [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
 
 
+def test_a_table_that_is_drawn_while_a_row_is_scored_lacks_nothing_afterwards() -> None:
+    """Regression: a terminal's own thread drew it in between, and that table was kept."""
+    live: LiveScores
+
+    class Slow(Toy):
+        def score(self, question: Any, answer: str) -> dict[str, float]:
+            live.table()
+            return super().score(question, answer)
+
+    live = LiveScores(Slow())
+    live.add(row("lift", 0))
+    live.add(row("lift", 1))
+    assert shown(live)[2][-3] == "2"
+
+
 def test_the_live_table_shows_running_means() -> None:
     rows = [row("lift", 0), row("lift", 1, answer="x", answer_nll=2.0), row("lift", 2, error="broken"), row("[red]icl")]
     lines = shown(live_table(rows, Toy(), total=5))

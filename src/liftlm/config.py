@@ -117,7 +117,7 @@ class TasksConfig(_Branch):
 
     writer: Literal["none", "extractive", "self", "llm"] = "extractive"
     per_sentence: _Whole = Field(default=3, ge=1)
-    # how long their answers are, which is how long answers become: a few words, a sentence, or both by turns; auto = as the
+    # how long their answers are, which is how long answers become: a few words, a sentence, or some of each; auto = as the
     # writer is used to (docs/tasks.md)
     answers: AnswerForm = "auto"
     # of the writers llm and self: sentences asked about as one, and how many such runs are drawn (None = all, in order)
@@ -197,6 +197,7 @@ class AnsweringConfig(_Branch):
 
 
 _ONLY_HOW = {"base_url", "api_key_variable", "concurrency", "timeout_seconds", "attempts"}  # not what is written
+_SAME_AS_AUTO = {("extractive", "mixed"), ("self", "sentence")}  # (tasks.writer, tasks.answers)
 _HOW_TASKS_ARE_WRITTEN = {"writer", "per_sentence", "answers", "sentences_together", "requests", "llm"}
 
 
@@ -237,7 +238,7 @@ class LiftConfig(_Branch):
         return {} if value is None else value
 
     @model_validator(mode="after")
-    def _tasks_take_part(self) -> LiftConfig:
+    def _tasks_go_together(self) -> LiftConfig:
         if self.tasks.writer == "self" and self.tasks.answers in ("short", "mixed"):
             raise ValueError(
                 f"tasks.answers={self.tasks.answers} needs the writer extractive or llm: self answers with whole sentences"
@@ -286,7 +287,7 @@ class LiftConfig(_Branch):
         tasks = self.tasks.model_dump(mode="json", exclude={"llm": _ONLY_HOW})
         if self.tasks.writer != "llm":
             del tasks["llm"]
-        if self.tasks.answers == "auto":
+        if self.tasks.answers == "auto" or (self.tasks.writer, self.tasks.answers) in _SAME_AS_AUTO:
             del tasks["answers"]  # recipes from before it was there keep their ids
         if tasks_given:
             tasks = {key: value for key, value in tasks.items() if key not in _HOW_TASKS_ARE_WRITTEN}

@@ -101,14 +101,14 @@ def measure_symptoms(
     model: Model, adapter: Adapter, config: LiftConfig, trained: Sequence[Task] | None = None
 ) -> Symptoms:
     """Of samples drawn with the config's seed. Held-out questions are the extractive writer's, with another seed."""
-    document, draw = adapter.document, random.Random(config.seed)
+    document, draw, how = adapter.document, random.Random(config.seed), adapter.config.tasks
     if trained is None and adapter.config.tasks.writer == "extractive" and adapter.tasks:
-        how = adapter.config.tasks
         trained = write_extractive_tasks(document.text, how.per_sentence, adapter.config.seed, how.answers)
     trained = list(trained or ())
     asked = {task.question for task in trained}
     fresh = write_extractive_tasks(document.text, 3, _OTHER_SEED)
-    held_out = [task for task in fresh if task.question not in asked and task.kind != "complete"]
+    like = fresh if how.answers == "auto" else write_extractive_tasks(document.text, 3, _OTHER_SEED, how.answers)
+    held_out = [task for task in like if task.question not in asked and task.kind != "complete"]
     held_out = draw.sample(held_out, min(_TASKS, len(held_out)))
     needles = [task for task in fresh if task.kind in DETAILS and len(task.answer.split()) <= 8]
     needles = draw.sample(needles, min(_NEEDLES, len(needles)))

@@ -38,7 +38,7 @@ class _StandardError:
 
     @property
     def is_terminal(self) -> bool:
-        return not self.quiet and self.rich.is_terminal
+        return not self.quiet and self.rich.is_terminal and not self.rich.is_dumb_terminal
 
     def print(self, shown: Any, *, style: str | None = None, markup: bool = True, end: str = "\n") -> None:
         if not self.quiet:
@@ -63,11 +63,11 @@ def minutes(seconds: float) -> str:
 class TrainingDisplay:
     """Shows steps as they end; pass the object itself as `on_step`.
 
-    above: what stands over the bar on a terminal, asked for whenever it is drawn; it is gone at the end.
+    below: what stands under the bar on a terminal, asked for whenever it is drawn; it is gone at the end.
     """
 
-    def __init__(self, what: str, above: Callable[[], RenderableType] | None = None) -> None:
-        self._above = above
+    def __init__(self, what: str, below: Callable[[], RenderableType] | None = None) -> None:
+        self._below = below
         # a title may be longer than the terminal is wide
         self._what = what if len(what) <= _NAME_CHARACTERS else what[: _NAME_CHARACTERS - 1].rstrip() + "…"
         self._shown_at = 0.0
@@ -100,7 +100,7 @@ class TrainingDisplay:
         progress.update(progress.task_ids[0], completed=metrics.step, total=metrics.steps, facts=facts)
 
     def draw(self) -> None:
-        """Draws anew on a terminal, as what stands above the bar has changed."""
+        """Draws anew on a terminal, as what stands below the bar has changed."""
         if self._live:
             self._started().refresh()
 
@@ -108,13 +108,13 @@ class TrainingDisplay:
         if self._progress is None:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            above = self._above
+            below = self._below
 
             class Shown(Progress):
                 def get_renderables(self) -> Iterable[RenderableType]:
-                    if above is not None:
-                        yield above()
                     yield from super().get_renderables()
+                    if below is not None:
+                        yield below()
 
             columns = (
                 TextColumn("{task.description}", markup=False),  # a title may hold [brackets]
@@ -123,7 +123,7 @@ class TrainingDisplay:
                 TextColumn("{task.fields[facts]}", markup=False),
             )
             self._progress = Shown(
-                *columns, console=console.rich, transient=above is not None, refresh_per_second=2 if above else 10
+                *columns, console=console.rich, transient=below is not None, refresh_per_second=2 if below else 10
             )
             self._progress.start()
         return self._progress

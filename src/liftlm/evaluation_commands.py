@@ -154,7 +154,7 @@ def _predict(run: _Run, data: Path | None, ray: str | None, library: str | None)
     if part == 0:
         write_file(out / _RUN, json.dumps(_describe(run, loaded), indent=1))
     scores = _ScoresSoFar(benchmark, sum(len(item.questions) for item in items[part::parts]))
-    display = TrainingDisplay("Absorbing", above=scores.live.table)
+    display = TrainingDisplay("Absorbing", below=scores.live.table)
     scores.display = display if ray is None else None  # a cluster's workers have a display of their own
     predictor = Predictor(
         *(loaded, config, benchmark, out),
@@ -183,7 +183,7 @@ class _ScoresSoFar:
         from liftlm.evaluation.report import LiveScores
 
         self.live = LiveScores(benchmark, questions)
-        self.display: TrainingDisplay | None = None  # of a terminal, which has the table in sight all the time
+        self.display: TrainingDisplay | None = None  # shows the table where there is a terminal
         self._shown_at = time.monotonic()
 
     def hear(self, row: dict[str, Any]) -> None:

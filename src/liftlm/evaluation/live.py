@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -25,26 +26,29 @@ class LiveScores:
         self._values: dict[str, dict[str, list[float]]] = {}
         self._failed: Counter[str] = Counter()
         self._made: RichTable | None = None
+        self._lock = threading.Lock()  # a terminal is drawn by a thread of its own
         self.rows = 0  # so far
 
     def add(self, row: Row) -> None:
-        self.rows += 1
-        self._made = None
-        values = self._values.setdefault(row["method"], {})
-        if row.get("error"):
-            self._failed[row["method"]] += 1
-            return
-        found = self._benchmark.score(question_of({"kind": "", **row}), row["answer"]) | choice_scores(row)
-        for name, value in (found | {"answer_nll": row.get("answer_nll"), "seconds": row.get("seconds")}).items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                values.setdefault(name, []).append(value)
-        values.setdefault("n", []).append(1)
+        found: dict[str, object] = {}
+        if not row.get("error"):
+            found |= self._benchmark.score(question_of({"kind": "", **row}), row["answer"]) | choice_scores(row)
+            found |= {"answer_nll": row.get("answer_nll"), "seconds": row.get("seconds"), "n": 1}
+        with self._lock:
+            self.rows += 1
+            self._made = None
+            values = self._values.setdefault(row["method"], {})
+            self._failed[row["method"]] += bool(row.get("error"))
+            for name, value in found.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    values.setdefault(name, []).append(value)
 
     def table(self) -> RichTable:
         """What is known so far."""
-        if self._made is None:  # a terminal draws it again and again
-            self._made = self._table()
-        return self._made
+        with self._lock:
+            if self._made is None:  # a terminal draws it again and again
+                self._made = self._table()
+            return self._made
 
     def _table(self) -> RichTable:
         import rich.box
@@ -55,7 +59,7 @@ class LiveScores:
         table = rich.table.Table(box=rich.box.SIMPLE)
         table.add_column(Text("method"), min_width=max((len(method) for method in self._values), default=0))
         for name in [*map(label, shown), "n", "failed", "seconds a question"]:
-            table.add_column(Text(name), justify="right")
+            table.add_column(Text(name), justify="right", no_wrap=name == "n")
         for method in sorted(self._values, key=rank):
             values = self._values[method]
             means = {name: statistics.fmean(numbers) for name, numbers in values.items()}

@@ -50,7 +50,8 @@ class Needles(Benchmark):
 
     together: all needles in one haystack at different depths, each asked for; every needle comes to every depth of the grid
     once where the grid has as many depths as there are needles. texts: with `together` the first so many haystacks of a length
-    only; two of them have a needle at each of six depths. distractors: look-alikes of the needle are hidden too, anywhere.
+    only; two of them have one of three needles at each of six depths. distractors: look-alikes of the needle are hidden
+    too, anywhere.
     """
 
     name = "needle"

@@ -63,7 +63,7 @@ class Tasks(Study):
         yield Arm("base model", ("closed-book", "icl"), once=True)
         for writer in _writers(bench.config, bench.options):
             values = {"writer": writer, "with": ALL}
-            arm = Arm(f"{ALL} ({writer})", methods + control, {"tasks.writer": writer}, values)
+            arm = Arm(f"{ALL} ({writer})", methods + control, _written_by(writer), values)
             yield arm
             if writer == "extractive":
                 yield Arm(EPOCHS, methods, {"tasks.writer": "none"}, {"with": EPOCHS})
@@ -157,9 +157,14 @@ def _of_writers(writers: Sequence[str]) -> dict[str, tuple[_Select, _Select]]:
 
 
 def _written(bench: Bench, item: Item, writer: str, seed: int) -> list[Task]:
-    config = with_settings(bench.config, {"tasks.writer": writer, "seed": seed})
+    config = with_settings(bench.config, _written_by(writer) | {"seed": seed})
     with ArrivingTasks(item.document, bench.model, config, None, None) as arriving:
         return arriving.all()
+
+
+def _written_by(writer: str) -> dict[str, Any]:
+    """Settings; the `self` writer knows one form of answers only."""
+    return {"tasks.writer": writer} | ({"tasks.answers": "auto"} if writer == "self" else {})
 
 
 def _marked(question: Question, text: str) -> Question:
