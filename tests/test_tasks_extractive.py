@@ -244,6 +244,17 @@ def test_answers_are_as_long_as_they_are_wanted(per_sentence: int) -> None:
     assert long["short"] < 0.95 * long["mixed"] < long["sentence"]
 
 
+def test_answers_in_chinese_are_as_long_as_they_are_wanted() -> None:
+    said = (
+        "1998年，李明在上海创办了一家茶馆。茶馆在2003年搬到了苏州。他的妹妹后来在2010年接手了生意，并且把它改成了书店。"
+    )
+    for form, alone in (("short", True), ("sentence", False)):
+        tasks = write_extractive_tasks(said, 4, 0, form)  # type: ignore[arg-type]
+        details = [task for task in tasks if task.kind in ("when", WHETHER)]
+        assert len(details) >= 3 and {task.kind for task in details} == {"when", WHETHER}
+        assert all((said[task.start : task.end] not in task.answer) is alone for task in details), form
+
+
 def test_statements_without_another_detail_to_put_in_are_not_asked_for() -> None:
     """Or yes would always be right."""
     text = "The old ferry lay under the frozen bridge of Tarn. Nobody had ever counted the planks of the wooden ferry."
