@@ -102,7 +102,7 @@ def measure_symptoms(
 ) -> Symptoms:
     """Of samples drawn with the config's seed. Held-out questions are the extractive writer's, with another seed."""
     document, draw, how = adapter.document, random.Random(config.seed), adapter.config.tasks
-    if trained is None and adapter.config.tasks.writer == "extractive" and adapter.tasks:
+    if trained is None and how.writer == "extractive" and adapter.tasks:
         trained = write_extractive_tasks(document.text, how.per_sentence, adapter.config.seed, how.answers)
     trained = list(trained or ())
     asked = {task.question for task in trained}

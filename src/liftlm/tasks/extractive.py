@@ -111,7 +111,7 @@ class _Writer:
         if self.answers == "short":
             turns = [iter(details)] * count + turns
         position = 0
-        while len(tasks) < count and position < (4 * count + 4) * len(turns) // 4:
+        while len(tasks) < count and position < (count + 1) * len(turns):
             task = next(turns[position % len(turns)], None)
             position += 1
             if task is not None and all(task.question != other.question for other in tasks):
