@@ -62,8 +62,10 @@ def step(run, *chosen):
 liftlm.training._Run.step = step
 main()
 """
-# questions beside the segments, some of them shown with text, whose soft targets both processes ask the base model for
+# questions beside the segments, some of them shown with text, whose soft targets both processes ask the base model for,
+# and a penalty on drifting
 TASKS = ("tasks.writer=extractive", "tasks.per_sentence=1", "tasks.passage_characters=80", "tasks.reading=0.5")
+TASKS += ("training.drift_weight=0.5",)
 DDP = ["--multi_gpu"]  # on a machine without GPUs: gloo; `--cpu` alone starts a single process
 FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 

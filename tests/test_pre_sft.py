@@ -285,11 +285,14 @@ def test_what_cannot_be_merged_is_refused(
     assert not list(tmp_path.glob("out*")), "nothing was begun"
 
 
-def test_a_teacher_is_refused(folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Regression: it was passed over in silence."""
+@pytest.mark.parametrize("setting", ["tasks.teacher_weight", "training.drift_weight"])
+def test_what_only_absorbing_knows_is_refused(
+    setting: str, folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Regression: the first was passed over in silence."""
     out = tmp_path / "out"
-    result = lift(capsys, "pre-sft", corpus, "--out", out, "--model", folder, "--set", "tasks.teacher_weight=0.5")
-    assert result.code == 2 and "tasks.teacher_weight" in result.err and not list(tmp_path.glob("out*"))
+    result = lift(capsys, "pre-sft", corpus, "--out", out, "--model", folder, "--set", f"{setting}=0.5")
+    assert result.code == 2 and setting in result.err and not list(tmp_path.glob("out*"))
 
 
 def test_the_study_tells_practice_from_knowledge(

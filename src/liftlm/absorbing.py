@@ -15,6 +15,7 @@ from liftlm.config import LiftConfig, RetrievalConfig
 from liftlm.devices import join_processes
 from liftlm.distilling import task_examples
 from liftlm.documents import Document
+from liftlm.drift import write_drift_texts
 from liftlm.errors import ConfigError, EmptyDocumentError
 from liftlm.examples import Example, make_examples, make_task_examples
 from liftlm.examples_on_disk import keep_on_disk
@@ -78,12 +79,21 @@ def absorb(
             raise EmptyDocumentError(
                 f"'{document.title}' is a single token; there is nothing to learn.", "Give a longer document."
             )
+        drift = write_drift_texts(model, config, folder and folder / "drift.safetensors")
         # 4. the weights that may change
         attach_adapter(model, name, config.adapter, config.seed, tokens)
         # 5. learn
         try:
             report = train(
-                model, name, examples, config, feed=lessons.feed, soft=lessons.soft, folder=folder, on_step=on_step
+                model,
+                name,
+                examples,
+                config,
+                feed=lessons.feed,
+                soft=lessons.soft,
+                drift=drift,
+                folder=folder,
+                on_step=on_step,
             )
         except BaseException:
             remove_adapter(model, name)  # nobody may take a half-trained one for the real one

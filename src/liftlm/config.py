@@ -154,6 +154,8 @@ class TrainingConfig(_Branch):
     beta2: _Number = Field(default=0.98, ge=0, lt=1)
     eps: _Number = Field(default=1e-8, gt=0)
     max_grad_norm: _Number = Field(default=1.0, gt=0)
+    # of a penalty: the KL divergence from the base model, a token of short texts that it wrote itself (`liftlm.drift`)
+    drift_weight: _Number = Field(default=0.0, ge=0)
     gradient_checkpointing: bool = False
     checkpoint_seconds: _Number = Field(default=30.0, ge=0)  # 0 = after every step
 
@@ -282,6 +284,8 @@ class LiftConfig(_Branch):
             del training["total_tokens"]  # recipes from before it was there keep their ids
         else:
             del training["epochs"]
+        if not training["drift_weight"]:
+            del training["drift_weight"]
         adapter = self.adapter.recipe()
         segments = self.segments.model_dump(mode="json")
         tasks = self.tasks.model_dump(mode="json", exclude={"llm": _ONLY_HOW})

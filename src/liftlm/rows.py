@@ -21,6 +21,18 @@ class SoftTargets:
     shares: Tensor
 
 
+@dataclass(frozen=True)
+class DriftTexts:
+    """What a penalty on drifting is measured on (see `drift`); every example has its rows of `soft`."""
+
+    examples: list[Example]
+    soft: SoftTargets
+
+    def of_step(self, step: int, count: int) -> list[Example]:
+        """So many of them, by turns: of step 0 the first ones, and so on, again from the first after the last."""
+        return [self.examples[place % len(self.examples)] for place in range(step * count, (step + 1) * count)]
+
+
 def row_tensors(model: Model, rows: Sequence[Example]) -> tuple[Tensor, ...]:
     """What `Model.loss_sum` takes first: ids, labels, and for a packed row positions and mask."""
     longest = max(len(row) for row in rows)

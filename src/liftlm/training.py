@@ -31,7 +31,7 @@ from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.memory import MEMORY_ADVICE, check_memory
 from liftlm.models import Model
 from liftlm.pauses import working_seconds
-from liftlm.rows import SoftTargets, row_tensors, soft_rows
+from liftlm.rows import DriftTexts, SoftTargets, row_tensors, soft_rows
 from liftlm.schedule import Feed, Schedule, learning_rate
 from liftlm.sharded import clip_gradients, whole
 from liftlm.storage import canonical_json
@@ -49,20 +49,22 @@ def train(
     *,
     feed: Feed | None = None,
     soft: SoftTargets | None = None,
+    drift: DriftTexts | None = None,
     folder: Path | None = None,
     on_step: OnStep = lambda metrics: None,
 ) -> TrainingReport:
     """Trains the attached adapter `name` on `examples`. With a folder: checkpoints, metrics.jsonl and resuming.
 
     feed: more examples, which arrive while training runs (see `Schedule`); in one process only. soft: the rows that
-    `Example.soft` counts in. on_step, and pauses, may raise InterruptedWorkError, as a signal would: the state is saved.
+    `Example.soft` counts in. drift: what `training.drift_weight` is measured on.
+    on_step, and pauses, may raise InterruptedWorkError, as a signal would: the state is saved.
     Raises what the feed raises, InterruptedWorkError, NotEnoughMemoryError (predicted, or met), TrainingDivergedError.
     """
     if not examples and feed is None:
         raise ValueError("nothing to train on")
     with StopRequest() as stop, use_adapter(model, name, training=True), _training_mode(model, config.training):
         try:
-            run = _Run(model, model.adapters[name], examples, config, folder, soft)
+            run = _Run(model, model.adapters[name], examples, config, folder, soft, drift)
             run.resume(feed)
             while True:
                 with _interruptible(run, stop, feed):
@@ -104,6 +106,10 @@ def _interruptible(run: _Run, stop: StopRequest, feed: Feed | None) -> Iterator[
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
+_MicroBatch = tuple[list[Example], SoftTargets | None, float]  # with the weight of a target's loss
+_TOKENS_A_DRIFT_TEXT = 512
+
+
 class _LossModule(torch.nn.Module):
     """The loss inside one module's forward pass, as DDP and FSDP need it."""
 
@@ -136,8 +142,9 @@ class _Run:
         config: LiftConfig,
         folder: Path | None,
         soft: SoftTargets | None = None,
+        drift: DriftTexts | None = None,
     ) -> None:
-        self._soft = soft
+        self._soft, self._drift = soft, drift
         self.model, self.adapter, self.config = model, adapter, config
         self.settings = config.training
         self._given = examples
@@ -214,8 +221,11 @@ class _Run:
         rate = learning_rate(self.settings, done, self.schedule.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        targets = max(1, sum(self.examples[index].targets for index in chosen))
-        loss = self._accumulate(chosen, targets)
+        rows = [self.examples[index] for index in chosen]
+        targets = max(1, sum(row.targets for row in rows))
+        mine = self._micro_batches(rows, self._soft, 1 / targets)
+        drift = self._drift_micro_batches(done)
+        loss = self._accumulate([*mine, *drift], len(mine))
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.parameters.values(), self.settings.max_grad_norm)
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
@@ -240,34 +250,42 @@ class _Run:
             left=(self.schedule.tokens - self.progress.tokens) / max(self.progress.tokens, 1),
         )
 
-    def _accumulate(self, chosen: list[int], targets: int) -> float:
-        """Backward over this process's micro-batches; returns the step's mean loss over all processes."""
-        processes = self.shares
-        micro_batches = split_step(
-            chosen, self.examples, self.settings.micro_batch_tokens, processes, self.model.can_pack
-        )
-        mine = micro_batches[self.share :: processes]
+    def _micro_batches(self, rows: Sequence[Example], soft: SoftTargets | None, weight: float) -> list[_MicroBatch]:
+        """This process's part of these examples."""
+        parts = split_step(range(len(rows)), rows, self.settings.micro_batch_tokens, self.shares, self.model.can_pack)
+        return [([rows[index] for index in part], soft, weight) for part in parts[self.share :: self.shares]]
+
+    def _drift_micro_batches(self, step: int) -> list[_MicroBatch]:
+        """A short text for every 512 tokens of a step, at least one; other ones at every step."""
+        if self._drift is None:
+            return []
+        rows = self._drift.of_step(step, max(1, self.settings.batch_tokens // _TOKENS_A_DRIFT_TEXT))
+        weight = self.settings.drift_weight / sum(row.targets for row in rows)
+        return self._micro_batches(rows, self._drift.soft, weight)
+
+    def _accumulate(self, micro_batches: Sequence[_MicroBatch], counted: int) -> float:
+        """Backward over micro-batches; returns the step's loss in the first `counted` of them, over all processes."""
         total = torch.zeros((), device=self.device)
-        for index, micro_batch in enumerate(mine):
-            tensors = self._tensors(micro_batch)
-            last = index == len(mine) - 1
+        for index, (rows, soft, weight) in enumerate(micro_batches):
+            tensors = self._tensors(rows, soft)
+            last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 # gradients are averaged over processes, the loss is a mean over the targets of all of them
-                loss = self.module(*tensors) * (processes / targets)
+                loss = self.module(*tensors) * (self.shares * weight)
                 self.scaler.scale(loss).backward()
-            total += loss.detach() / processes
+            if index < counted:
+                total += loss.detach() / self.shares
         return float(total if self.model.tensor_parallel else self.accelerator.reduce(total, "sum"))
 
-    def _tensors(self, micro_batch: list[int]) -> tuple[Tensor | None, ...]:
+    def _tensors(self, rows: Sequence[Example], soft: SoftTargets | None) -> tuple[Tensor | None, ...]:
         """What `Model.loss_sum` takes. An empty micro-batch is two tokens without a label."""
-        rows = [self.examples[index] for index in micro_batch]
         if not rows:
             return row_tensors(self.model, [Example(self.examples[0].tokens[:2], (NO_LOSS, NO_LOSS))])
         tensors = row_tensors(self.model, rows)
-        if self._soft is None or all(row.soft is None for row in rows):
+        if soft is None or all(row.soft is None for row in rows):
             return tensors
-        soft = [tensor.to(self.device) for tensor in soft_rows(rows, self._soft)]
-        return *tensors, *[None] * (4 - len(tensors)), *soft
+        shares = [tensor.to(self.device) for tensor in soft_rows(rows, soft)]
+        return *tensors, *[None] * (4 - len(tensors)), *shares
 
     def finish(self) -> TrainingReport:
         if self._sharded:

@@ -38,8 +38,8 @@ def pre_sft(
     """Fine-tunes on every document of `paths` once. Unfinished work lies in OUT.unfinished; the same call continues it.
 
     keep_out: documents that must not be in the corpus, nor be trained on. model: one that is loaded already.
-    Raises CorpusError, ConfigError (OUT exists; another kind of adapter than lora or full; a teacher), and what
-    `run_outer_loop` and `load_model` raise.
+    Raises CorpusError, ConfigError (OUT exists; another kind of adapter than lora or full; a teacher; a penalty on drifting),
+    and what `run_outer_loop` and `load_model` raise.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already.", "Give --out a folder that does not exist yet.")
@@ -48,11 +48,15 @@ def pre_sft(
             f"What adapter.kind={config.adapter.kind} learns is no part of a model's weights, which `lift pre-sft` writes.",
             f"Use --set adapter.kind={' or '.join(_KINDS)}.",
         )
-    if config.tasks.teacher_weight:
-        raise ConfigError(
-            "There is no teacher in `lift pre-sft`, and tasks.teacher_weight is not 0.",
-            "Leave it out here, and give it when documents are absorbed from the start that this writes.",
-        )
+    for setting, weight in (
+        ("tasks.teacher_weight", config.tasks.teacher_weight),
+        ("training.drift_weight", config.training.drift_weight),
+    ):
+        if weight:
+            raise ConfigError(
+                f"`lift pre-sft` does not know {setting}, which is {weight:g}.",
+                "Leave it out here, and give it when documents are absorbed from the start that this writes.",
+            )
     corpus = check_corpus(paths, keep_out)
     on_corpus(corpus)
     loaded = model or load_model(config.model.name, config.model)
