@@ -16,6 +16,7 @@ from torch import Tensor
 
 from liftlm.adapters import use_adapter
 from liftlm.config import AnsweringConfig, LiftConfig
+from liftlm.devices import join_processes
 from liftlm.errors import ConfigError
 from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.generating import Generated, Prompt, generate
@@ -44,16 +45,27 @@ def write_drift_texts(model: Model, config: LiftConfig, cache: Path | None = Non
             "A model that is divided over processes cannot write the texts for training.drift_weight.",
             "Use --set training.drift_weight=0.",
         )
+    together = join_processes(model.device)  # which must all train on the same texts
+    held = [_written(model, config.seed, cache) if together.is_main_process else {}]
+    if together.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(held)
+    (table,) = held
+    return DriftTexts(_examples(table), SoftTargets(table["likeliest"], table["shares"]))
+
+
+def _written(model: Model, seed: int, cache: Path | None) -> dict[str, Tensor]:
+    """By an earlier run, for an earlier document, or now."""
     known: dict[int, dict[str, Tensor]] = model.drift  # one for each seed
     if cache is not None and cache.is_file():
-        known[config.seed] = load_file(cache)
-    elif config.seed not in known:
+        known[seed] = load_file(cache)
+    elif seed not in known:
         with use_adapter(model, None):
-            known[config.seed] = _write(model, config.seed)
-    table = known[config.seed]
+            known[seed] = _write(model, seed)
     if cache is not None and not cache.is_file():
-        write_file(cache, save(table))
-    return DriftTexts(_examples(table), SoftTargets(table["likeliest"], table["shares"]))
+        write_file(cache, save(known[seed]))
+    return known[seed]
 
 
 def _write(model: Model, seed: int) -> dict[str, Tensor]:
