@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 import threading
 from pathlib import Path
 from typing import Any
@@ -340,6 +348,35 @@ def test_an_adapter_that_another_process_is_making_is_waited_for(model: Model, d
     rows = predict(model, data, tmp_path / "out", ["lift"], on_wait=on_wait)
     holder.join()
     assert heard == ["Bell"] and len(rows) == 3 and not any(row["error"] for row in rows)
+
+
+def test_on_a_terminal_the_scores_stay_in_sight(data: Path, tmp_path: Path, model: Model) -> None:
+    """The whole command as a person sees it: bar and table are drawn again and again, and the last table stays."""
+    out = tmp_path / "out"
+    sets = [part for setting in QUICK for part in ("--set", setting)]
+    command = [
+        sys.executable, "-m", "liftlm", "evaluate", "jsonl", "--data", str(data), "--out", str(out), "--model", str(model.folder),
+        "--window", "256", "--methods", "closed-book,lift", "--max-new-tokens", "4", *sets,
+    ]  # fmt: skip
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    environment = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while piece := os.read(screen, 1 << 16):
+                shown += piece
+        assert process.wait(120) == 0, shown.decode()
+    os.close(screen)
+    text = shown.decode()
+    assert text.count("Absorbing") > 2 and "\x1b[1A" in text  # drawn over what was there
+    tables = re.findall(r"closed-book .*?(\d) of 3", text)
+    assert len(tables) > 2 and tables == sorted(tables) and tables[-1] == "3", "means as they come in"
+    seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    assert seen.rstrip().endswith(str(out / "report.md")), seen[-300:]
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h"), "the cursor is back"
 
 
 def test_the_command_from_predictions_to_report(
