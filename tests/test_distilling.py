@@ -19,7 +19,7 @@ from liftlm.adapters import attach_adapter, use_adapter
 from liftlm.distilling import task_examples
 from liftlm.errors import DiskFullError
 from liftlm.examples import NO_LOSS, Example, make_task_examples
-from liftlm.losses import next_token_loss, soft_target_loss
+from liftlm.losses import OTHERS, next_token_loss, soft_target_loss, soft_target_loss_of_logits
 from liftlm.prompts import answer_end, question_turn, render_prompt
 from liftlm.reading import split_into_passages
 from liftlm.rows import SoftTargets, row_tensors, soft_rows
@@ -103,6 +103,52 @@ def test_shares_need_not_sum_to_one() -> None:
     loss = soft_target_loss(hidden, targets, shares, weight)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], torch.autograd.grad(expected, hidden)[0])
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 24])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_all_others_count_as_one(softcap: float | None, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tokens, a fourth without a share, and all others as one outcome; some positions have a label only."""
+    monkeypatch.setattr("liftlm.losses._CHUNK_ELEMENTS", chunk)
+    draw = torch.Generator().manual_seed(4)
+    hidden = torch.randn(9, 8, generator=draw).requires_grad_()
+    weight = torch.randn(23, 8, generator=draw).requires_grad_()
+    targets = torch.stack([torch.randperm(23, generator=draw)[:5] for _ in range(9)])
+    targets[2, 4] = targets[2, 1]  # the one without a share is named beside it, or is not
+    shares = torch.rand(9, 5, generator=draw)
+    shares[:, 4] = 0
+    targets[:, 3] = OTHERS
+    shares[7] = torch.tensor([0, 0, 0, 0, 1.0])
+    targets[7] = torch.tensor([0, 0, 0, 0, 11])
+    logits = hidden @ weight.T
+    logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    q = logits.softmax(-1)
+    expected = torch.zeros(())
+    for row in range(9):
+        if row == 7:
+            expected = expected - q[7, 11].log()
+            continue
+        outcomes = torch.stack([q[row, int(targets[row, place])] for place in range(3)])
+        outcomes = torch.cat([outcomes, 1 - outcomes.sum()[None]])
+        expected = expected - (shares[row, :4] * outcomes.log()).sum()
+    slopes = torch.autograd.grad(expected, [hidden, weight], retain_graph=True)
+    loss = soft_target_loss(hidden, targets, shares, weight, None, softcap)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(loss * 3, [hidden, weight]), slopes, strict=True):
+        torch.testing.assert_close(ours, 3 * theirs, rtol=1e-4, atol=1e-5)
+    again = soft_target_loss_of_logits(logits, targets, shares)
+    assert float(again.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(again, [hidden, weight]), slopes, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_left_for_the_others_is_no_infinity() -> None:
+    hidden = torch.tensor([[50.0, 0.0]]).requires_grad_()
+    weight = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 1.0]])
+    targets, shares = torch.tensor([[0, OTHERS]]), torch.tensor([[0.9, 0.1]])
+    loss = soft_target_loss(hidden, targets, shares, weight)
+    (slope,) = torch.autograd.grad(loss, hidden)
+    assert bool(loss.isfinite()) and bool(slope.isfinite().all()) and float(loss.detach()) > 1
 
 
 def test_a_single_certain_target_is_the_next_token_loss() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from liftlm.adapters import attach_adapter, use_adapter
 from liftlm.drift import write_drift_texts
 from liftlm.errors import ConfigError
 from liftlm.examples import NO_LOSS, Example, plan_steps
+from liftlm.losses import OTHERS
 from liftlm.prompts import Wording, render_prompt, worded_turn
-from liftlm.rows import DriftTexts, SoftTargets, row_tensors
-from liftlm.training import train
+from liftlm.rows import DriftTexts, SoftTargets
+from liftlm.training import StepMetrics, train
 
 TEXT = " ".join(f"The ferryman Oswin rang the bell of Corriden on {day} May {1700 + day}." for day in range(1, 9))
 DOCUMENT = Document(title="Ferrymen", text=TEXT)
@@ -57,13 +57,11 @@ def logs(network: Any, row: Example) -> Tensor:
 
 
 def test_half_are_conversations_and_half_are_plain(model: Model, texts: DriftTexts) -> None:
-    plain = texts.examples[-64:]
-    assert 90 < len(texts.examples) <= 128
-    assert {sum(label == NO_LOSS for label in row.labels) for row in plain} == {
-        1
-    }  # nothing but the first token is given
+    plain = [row for row in texts.examples if sum(label == NO_LOSS for label in row.labels) == 1]  # a word is given
+    assert 90 < len(texts.examples) <= 128 and 55 < len(plain) <= 64
+    assert len({row.tokens[0] for row in plain}) == len(plain) and plain == texts.examples[-len(plain) :]
     frame = render_prompt(model.tokenizer, [worded_turn(model.tokenizer, Wording("", "", ""))])
-    for row in texts.examples[:-64]:
+    for row in texts.examples[: -len(plain)]:
         asked = sum(label == NO_LOSS for label in row.labels)
         assert asked > len(frame) and list(row.tokens[:2]) == frame[:2]
     for row in texts.examples:
@@ -74,6 +72,17 @@ def test_half_are_conversations_and_half_are_plain(model: Model, texts: DriftTex
         )  # an answer has labels from its first word on
         assert 1 <= row.targets <= 65
     assert len({row.tokens for row in texts.examples}) > 90
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_no_text_is_the_beginning_of_another(chat: bool, tmp_path: Path) -> None:
+    """Regression: without a chat template, what was asked was what the plain texts began with."""
+    model = load_model(str(save_model(tmp_path / "m", window=512, chat=chat)))
+    texts = write_drift_texts(model, config())
+    assert texts is not None and len(texts.examples) > 90
+    begun = [row.tokens[:12] for row in texts.examples if sum(label == NO_LOSS for label in row.labels) <= 2]
+    asked = [row.tokens[:12] for row in texts.examples if sum(label == NO_LOSS for label in row.labels) > 2]
+    assert len(begun) == 64 and not set(begun) & set(asked)
 
 
 def test_the_model_itself_is_asked_without_its_adapter(folder: Path, texts: DriftTexts) -> None:
@@ -88,9 +97,8 @@ def test_the_model_itself_is_asked_without_its_adapter(folder: Path, texts: Drif
     torch.testing.assert_close(again.soft.shares, texts.soft.shares)
 
 
-def test_probabilities_are_the_models_and_one_token_stands_for_the_others(model: Model, texts: DriftTexts) -> None:
+def test_probabilities_are_the_models_and_the_rest_is_that_of_all_others(model: Model, texts: DriftTexts) -> None:
     assert texts.soft.tokens.shape[1] == 33
-    torch.testing.assert_close(texts.soft.shares.sum(1), torch.ones(len(texts.soft.shares)))
     assert [row.soft for row in texts.examples] == [
         sum(row.targets for row in texts.examples[:place]) for place in range(len(texts.examples))
     ]
@@ -99,28 +107,21 @@ def test_probabilities_are_the_models_and_one_token_stands_for_the_others(model:
         assert row.soft is not None and row.soft_weight == 1
         tokens = texts.soft.tokens[row.soft : row.soft + row.targets].long()
         shares = texts.soft.shares[row.soft : row.soft + row.targets]
+        torch.testing.assert_close(expected.topk(32).values, shares[:, :-1], rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(expected.gather(1, tokens[:, :-1]), shares[:, :-1], rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(1 - shares[:, :-1].sum(1), shares[:, -1], rtol=1e-3, atol=1e-5)
-        assert not (tokens[:, -1:] == tokens[:, :-1]).any()
+        assert set(tokens[:, -1].tolist()) == {OTHERS} and float(shares[:, -1].mean()) > 0.1
 
 
-def test_over_many_draws_it_is_the_whole_distribution(model: Model) -> None:
-    row = Example(range(5, 12), (*[NO_LOSS] * 6, 11))
-    whole = logs(model.network, row)[0].exp()
-    draw, mean = torch.Generator().manual_seed(0), torch.zeros_like(whole)
-    for _ in range(40):
-        ids, shares = model.top_tokens(3, *row_tensors(model, [row] * 500), draw=draw)
-        mean.index_add_(0, ids.flatten(), shares.flatten() / 20_000)
-    assert (mean - whole).abs().sum() < 0.15
-    assert (torch.full_like(whole, 1 / len(whole)) - whole).abs().sum() > 0.4  # so the bound means something
-    ids, shares = model.top_tokens(10_000, *row_tensors(model, [row]), draw=draw)
-    assert ids.shape[1] == len(whole) and sorted(ids[0].tolist()) == list(range(len(whole)))
-
-
-def test_each_step_has_other_ones() -> None:
-    rows = [Example((1, index), (NO_LOSS, index)) for index in range(5)]
+def test_each_step_has_other_ones_as_many_as_its_tokens_ask_for() -> None:
+    rows = [Example((1, index), (NO_LOSS, index)) for index in range(50)]
     texts = DriftTexts(rows, SoftTargets(torch.zeros(0, 1), torch.zeros(0, 1)))
-    assert [[row.tokens[1] for row in texts.of_step(step, 2)] for step in range(4)] == [[0, 1], [2, 3], [4, 0], [1, 2]]
+    assert [len(texts.of_step(0, tokens, 0)) for tokens in (1, 512, 1023, 1024, 10**15)] == [1, 1, 1, 2, 50]
+    drawn = [texts.of_step(step, 1024, 0) for step in range(200)]
+    assert all(one is not other for one, other in drawn) and drawn[3] == texts.of_step(3, 1024, 0) != texts.of_step(
+        3, 1024, 1
+    )
+    assert {row.tokens[1] for step in drawn for row in step} == set(range(50))
 
 
 def test_none_where_no_weight_is_given(model: Model) -> None:
@@ -134,7 +135,7 @@ def test_they_are_written_once(where: str, folder: Path, tmp_path: Path, monkeyp
     first = write_drift_texts(model, config(), cache)
     monkeypatch.setattr(Model, "top_tokens", lambda *arguments, **more: pytest.fail("the model was asked again"))
     if where == "model":
-        again = write_drift_texts(model, config(), tmp_path / "other.safetensors")
+        again = write_drift_texts(model, config("seed=7"), tmp_path / "other.safetensors")
         assert (tmp_path / "other.safetensors").read_bytes() == cache.read_bytes()
     else:
         again = write_drift_texts(load_model(str(folder)), config(), cache)
@@ -142,15 +143,27 @@ def test_they_are_written_once(where: str, folder: Path, tmp_path: Path, monkeyp
     assert torch.equal(first.soft.shares, again.soft.shares) and torch.equal(first.soft.tokens, again.soft.tokens)
 
 
+def test_those_of_another_model_are_not_taken(folder: Path, tmp_path: Path, texts: DriftTexts) -> None:
+    cache = tmp_path / "drift.safetensors"
+    other = load_model(str(save_model(tmp_path / "m", "llama-untied", window=512, seed=4)))
+    write_drift_texts(other, config(), cache)
+    model = load_model(str(folder))
+    found = write_drift_texts(model, config(), cache)
+    assert found is not None and [row.tokens for row in found.examples] == [row.tokens for row in texts.examples]
+
+
 @pytest.mark.parametrize("change", ["window", "divided"])
-def test_where_they_cannot_be_written(change: str, model: Model) -> None:
+def test_where_they_cannot_be_written_nothing_is_begun(change: str, model: Model) -> None:
     if change == "window":
-        model.window = 40
+        model.window = 110
     else:
         model.tensor_parallel = True
+    heard: list[Any] = []
+    # a dead server would be found only when tasks are asked for
+    settings = config("tasks.writer=llm", "tasks.llm.base_url=http://127.0.0.1:9/v1", "tasks.llm.model=m")
     with pytest.raises(ConfigError, match="drift_weight") as caught:
-        write_drift_texts(model, config())
-    assert "training.drift_weight=0" in caught.value.next_step
+        absorb(DOCUMENT, model, settings, on_step=heard.append)
+    assert "training.drift_weight=0" in caught.value.next_step and not heard and not model.adapters
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -166,20 +179,18 @@ def make_rows() -> list[Example]:
     ]
 
 
-def whole_distribution(model: Model, rows: list[Example]) -> DriftTexts:
-    """The same texts with the probabilities of all tokens."""
-    draw = torch.Generator().manual_seed(0)
-    tables = [model.top_tokens(10_000, *row_tensors(model, [row]), draw=draw) for row in rows]
-    starts = itertools.accumulate((row.targets for row in rows), initial=0)
-    numbered = [replace(row, soft=start) for row, start in zip(rows, starts, strict=False)]
-    ids, shares = (torch.cat(parts) for parts in zip(*tables, strict=True))
-    return DriftTexts(numbered, SoftTargets(ids, shares))
+def divergence(p: Tensor, log_q: Tensor, count: int) -> Tensor:
+    """(positions,) KL of the `count` outcomes that p finds likeliest and of all others as one."""
+    values, ids = p.topk(count)
+    q = log_q.exp().gather(1, ids)
+    rest, other = 1 - values.sum(1), 1 - q.sum(1)
+    return (values * (values.log() - q.log())).sum(1) + rest * (rest.log() - other.log())
 
 
 def naive_loop(
     folder: Path, settings: LiftConfig, rows: list[Example], texts: DriftTexts
-) -> tuple[dict[str, Tensor], list[float]]:
-    """PEFT and autograd: mean loss of the labels, plus the weighted mean KL divergence from the base model."""
+) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
+    """PEFT and autograd: mean loss of the labels, plus the weighted mean divergence from the base model."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoModelForCausalLM
 
@@ -200,18 +211,19 @@ def naive_loop(
         for step in plan_steps(rows, training.batch_tokens, epoch, settings.seed)
     ]
     for number, step in enumerate(plan):
-        count = max(1, training.batch_tokens // 512)
-        drift = [texts.examples[place % len(texts.examples)] for place in range(number * count, (number + 1) * count)]
+        drift = texts.of_step(number, sum(len(rows[index]) for index in step), settings.seed)
         with torch.no_grad(), peft.disable_adapter():
             base = [logs(peft, row) for row in drift]
         found = [-logs(peft, rows[index]).gather(1, torch.tensor(rows[index].labels[1:])[:, None]) for index in step]
         loss = torch.cat(found).mean()
-        apart = torch.cat([(log.exp() * (log - logs(peft, row))).sum(1) for log, row in zip(base, drift, strict=True)])
-        (loss + training.drift_weight * apart.mean()).backward()
+        drifted = torch.cat(
+            [divergence(log.exp(), logs(peft, row), 32) for log, row in zip(base, drift, strict=True)]
+        ).mean()
+        (loss + training.drift_weight * drifted).backward()
         torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        heard.append(float(loss.detach()))
+        heard.append((float(loss.detach()), float(drifted.detach())))
     return dict(get_peft_model_state_dict(peft)), heard
 
 
@@ -222,39 +234,58 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 def run(
     folder: Path, settings: LiftConfig, rows: list[Example], texts: DriftTexts | None
-) -> tuple[dict[str, Tensor], list[float]]:
+) -> tuple[dict[str, Tensor], list[StepMetrics]]:
     model = load_model(str(folder), settings.model)
     attach_adapter(model, "x", settings.adapter, settings.seed)
-    heard: list[float] = []
-    train(model, "x", rows, settings, drift=texts, on_step=lambda metrics: heard.append(metrics.loss))
+    heard: list[StepMetrics] = []
+    train(model, "x", rows, settings, drift=texts, on_step=heard.append)
     return {name: tensor.clone() for name, tensor in model.adapters["x"].tensors().items()}, heard
 
 
-@pytest.mark.parametrize("batch_tokens", [60, 1100])
-def test_training_equals_a_naive_loop(batch_tokens: int, folder: Path, texts: DriftTexts, model: Model) -> None:
-    """Also for two texts a step, and where they begin again from the first; the loss that is told is the document's."""
-    settings = config(
-        *("training.epochs=3", f"training.batch_tokens={batch_tokens}", "training.micro_batch_tokens=64"),
-        *("training.schedule=constant", "training.warmup_fraction=0"),
-    )
-    whole = whole_distribution(model, [texts.examples[0], texts.examples[-1], texts.examples[1]])
-    rows = make_rows()
-    ours, heard = run(folder, settings, rows, whole)
-    expected, losses = naive_loop(folder, settings, rows, whole)
-    without, _ = run(folder, settings, rows, None)
+FLAT = ("training.schedule=constant", "training.warmup_fraction=0", "training.micro_batch_tokens=64")
+
+
+@pytest.mark.parametrize("batch_tokens", [60, 100_000])
+def test_training_equals_a_naive_loop(batch_tokens: int, folder: Path, texts: DriftTexts) -> None:
+    """Also for several texts a step; what is told is the document's loss, and the drift beside it."""
+    settings = config("training.epochs=3", f"training.batch_tokens={batch_tokens}", *FLAT)
+    rows = make_rows() * (1 if batch_tokens == 60 else 8)
+    ours, heard = run(folder, settings, rows, texts)
+    expected, told = naive_loop(folder, settings, rows, texts)
+    without, plain = run(folder, settings, rows, None)
     moved = apart(expected, without)  # what the penalty does
-    assert len(losses) >= 3 and moved > 0.05
+    assert len(told) >= 3 and moved > 0.05
     assert apart(ours, expected) < 0.01 * moved
-    assert heard == pytest.approx(losses, rel=1e-4)
+    assert [metrics.loss for metrics in heard] == pytest.approx([loss for loss, _ in told], rel=1e-4)
+    assert [metrics.drift for metrics in heard] == pytest.approx([drift for _, drift in told], rel=1e-3, abs=1e-5)
+    assert heard[-1].drift is not None and heard[-1].drift > 1e-3 and plain[0].drift is None
+
+
+def test_where_nothing_has_drifted_there_is_no_gradient(folder: Path, texts: DriftTexts) -> None:
+    """Regression: one token stood for all unlikely ones, and was learnt. The first step is that without a penalty."""
+    rows = make_rows()
+    results = [
+        run(folder, config(f"training.drift_weight={weight}", "training.batch_tokens=100000", *FLAT), rows, texts)
+        for weight in (1000, 1e-9)
+    ]
+    (ours, heard), (expected, _) = results
+    model = load_model(str(folder))
+    attach_adapter(model, "x", config().adapter, 0)
+    moved = apart(expected, model.adapters["x"].tensors())
+    assert len(heard) == 1 and heard[0].drift == pytest.approx(0, abs=1e-5)
+    assert apart(ours, expected) < 0.05 * moved
 
 
 def test_less_is_forgotten_of_other_texts_too(folder: Path) -> None:
-    """Measured on texts of another seed, which training did not see."""
+    """Measured on texts that training did not see."""
     settings = config("training.epochs=6", "training.batch_tokens=64")
     drifts = []
     for weight in (0.0, 3.0):
         model = load_model(str(folder), settings.model)
-        others = write_drift_texts(model, config("seed=9"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("liftlm.drift._SEED", 9)
+            others = write_drift_texts(model, config())
+            model.drift = None
         assert others is not None
         rows = others.examples[::8]
         with torch.no_grad():
@@ -284,10 +315,14 @@ def test_an_interrupted_run_ends_alike(folder: Path, tmp_path: Path) -> None:
         if name == "work":
             with pytest.raises(Crash):
                 absorb(DOCUMENT, model, settings, folder=tmp_path / name, on_step=crash)
+            model = load_model(str(folder), settings.model)  # as another process would
         adapter = absorb(DOCUMENT, model, settings, folder=tmp_path / name)
         results.append({name: tensor.clone() for name, tensor in model.adapters[adapter.id].tensors().items()})
         assert adapter.report.resumed_from == (3 if name == "work" else None)
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "work")]
+    drifts = [[json.loads(line)["drift"] for line in told] for told in lines]
+    assert drifts[0] == drifts[1] and len(drifts[0]) == len(lines[0]) > 4
 
 
 def test_without_a_weight_the_recipe_is_as_before() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -366,8 +367,10 @@ def test_on_a_terminal_the_scores_stay_in_sight(data: Path, tmp_path: Path, mode
         os.close(terminal)
         shown = b""
         with contextlib.suppress(OSError):  # the end of a terminal
-            while piece := os.read(screen, 1 << 16):
+            while select.select([screen], [], [], 120)[0] and (piece := os.read(screen, 1 << 16)):
                 shown += piece
+        if process.poll() is None and not select.select([screen], [], [], 1)[0]:
+            process.kill()
         assert process.wait(120) == 0, shown.decode()
     os.close(screen)
     text = shown.decode()

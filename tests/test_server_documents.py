@@ -155,7 +155,8 @@ def test_cancelling_ends_the_job_and_it_can_begin_again(server: Running) -> None
 def test_what_a_client_may_not_set(server: Running) -> None:
     for settings in (
         {"tasks": {"writer": "llm"}}, {"tasks": {"llm": {"base_url": "http://10.0.0.1"}}}, {"model": {"name": "/etc"}},
-        {"training": {"epochs": 10**6}}, {"adapter": {"kind": "full"}}, {"adapter": {"rank": 10**6}},
+        {"training": {"epochs": 10**6}}, {"training": {"total_tokens": 10**15}},
+        {"adapter": {"kind": "full"}}, {"adapter": {"rank": 10**6}},
         {"server": {"queue_length": 1}}, {"answering": {}}, {"training": 3}, {"seed": "x"}, {"training": {"nothing": 1}},
     ):  # fmt: skip
         reply = server.client.post("/v1/documents", json={"text": "some text", "settings": settings})

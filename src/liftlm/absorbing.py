@@ -15,7 +15,7 @@ from liftlm.config import LiftConfig, RetrievalConfig
 from liftlm.devices import join_processes
 from liftlm.distilling import task_examples
 from liftlm.documents import Document
-from liftlm.drift import write_drift_texts
+from liftlm.drift import check_drift, write_drift_texts
 from liftlm.errors import ConfigError, EmptyDocumentError
 from liftlm.examples import Example, make_examples, make_task_examples
 from liftlm.examples_on_disk import keep_on_disk
@@ -65,6 +65,7 @@ def absorb(
     writer raise, and EmptyDocumentError.
     """
     config = model.resolve(config or LiftConfig())
+    check_drift(model, config)
     name = adapter_id(document, model, config, tasks)
     # 1. the document, in pieces that fit the window and overlap, so that what follows what is learnt too
     tokens = model.encode(document.text)

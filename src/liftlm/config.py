@@ -155,7 +155,7 @@ class TrainingConfig(_Branch):
     eps: _Number = Field(default=1e-8, gt=0)
     max_grad_norm: _Number = Field(default=1.0, gt=0)
     # of a penalty: the KL divergence from the base model, a token of short texts that it wrote itself (`liftlm.drift`)
-    drift_weight: _Number = Field(default=0.0, ge=0)
+    drift_weight: _Number = Field(default=0.0, ge=0, le=1000)
     gradient_checkpointing: bool = False
     checkpoint_seconds: _Number = Field(default=30.0, ge=0)  # 0 = after every step
 

@@ -84,9 +84,10 @@ class TrainingDisplay:
             self._progress.stop()
 
     def __call__(self, metrics: StepMetrics) -> None:
+        told = "" if metrics.drift is None else f" · drift {metrics.drift:.3f}"
         facts = (
             f"epoch {metrics.epoch} · loss {metrics.loss:.3f} · {metrics.tokens_per_second:.0f} tokens/s"
-            f" · {metrics.memory_bytes / 1e9:.1f} GB · {minutes(metrics.seconds_left)} left"
+            f"{told} · {metrics.memory_bytes / 1e9:.1f} GB · {minutes(metrics.seconds_left)} left"
         )
         if not self._live:
             now = time.monotonic()

@@ -1,16 +1,19 @@
 """Short texts that the base model wrote itself, and how likely it finds each next token: where a penalty on drifting is measured.
 
-`training.drift_weight` makes training minimise that divergence too, so that what the document does not touch stays as it was.
-Nobody has to bring other text for it (self-synthesized rehearsal, arXiv 2403.01244), and the targets are the base model's
-probabilities instead of its words.
+`training.drift_weight` makes training keep that divergence small too, so that what the document does not touch stays as it
+was. Nobody has to bring other text for it (self-synthesized rehearsal, arXiv 2403.01244), and the targets are the base
+model's probabilities instead of its words.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import random
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -20,33 +23,48 @@ from liftlm.devices import join_processes
 from liftlm.errors import ConfigError
 from liftlm.examples import NO_LOSS, Example, split_step
 from liftlm.generating import Generated, Prompt, generate
+from liftlm.losses import OTHERS
 from liftlm.models import Model
-from liftlm.prompts import Wording, answer_end, encode_text, leading_tokens, render_prompt, worded_turn
+from liftlm.prompts import Wording, answer_end, leading_tokens, render_prompt, worded_turn
 from liftlm.rows import DriftTexts, SoftTargets, row_tensors
 from liftlm.storage import write_file
 
-_TEXTS = 128  # half of them questions with their answers, half plain text
+_TEXTS = 128  # at most; half of them questions with their answers, half plain text
 _QUESTION_TOKENS = 32
 _TOKENS = 64  # of an answer, or of plain text
 _OF_THE_LIKELIEST = 50  # a text's next token is drawn
-_LIKELIEST = 32  # tokens whose probabilities are kept; one of the others stands for those
-_TOGETHER = 512  # tokens whose probabilities over the whole vocabulary exist at once
+_LIKELIEST = 32  # tokens whose probabilities are kept; all others count as one
+_TOGETHER = 3 << 22  # numbers over the whole vocabulary that exist at once
+_SEED = 0  # whatever that of training is, so that they are written once a process
+
+
+def check_drift(model: Model, config: LiftConfig) -> None:
+    """Raises ConfigError where `training.drift_weight` cannot work: before anything else is begun."""
+    if not config.training.drift_weight:
+        return
+    advice = "Use --set training.drift_weight=0."
+    if model.tensor_parallel:
+        raise ConfigError("A model that is divided over processes cannot write training.drift_weight's texts.", advice)
+    needed = (
+        len(_prompt(model, "")) + 2 * _QUESTION_TOKENS + _TOKENS
+    )  # a question may take more tokens when it is read again
+    if needed > model.window:
+        raise ConfigError(
+            f"The texts of training.drift_weight take a window of {needed} tokens, and the model's has {model.window}.",
+            advice,
+        )
 
 
 def write_drift_texts(model: Model, config: LiftConfig, cache: Path | None = None) -> DriftTexts | None:
-    """None without `training.drift_weight`. Written once a model and seed; cache: a safetensors file, for an interrupted run.
+    """None without `training.drift_weight`. Written once a process; cache: a safetensors file, for an interrupted run.
 
-    Raises ConfigError (a model divided over processes, a window that is too small), DiskFullError, NoWritePermissionError.
+    Raises ConfigError (a model that says nothing), DiskFullError, NoWritePermissionError, and what `check_drift` raises.
     """
+    check_drift(model, config)
     if not config.training.drift_weight:
         return None
-    if model.tensor_parallel:
-        raise ConfigError(
-            "A model that is divided over processes cannot write the texts for training.drift_weight.",
-            "Use --set training.drift_weight=0.",
-        )
     together = join_processes(model.device)  # which must all train on the same texts
-    held = [_written(model, config.seed, cache) if together.is_main_process else {}]
+    held = [_written(model, cache) if together.is_main_process else {}]
     if together.num_processes > 1:
         from accelerate.utils import broadcast_object_list
 
@@ -55,54 +73,62 @@ def write_drift_texts(model: Model, config: LiftConfig, cache: Path | None = Non
     return DriftTexts(_examples(table), SoftTargets(table["likeliest"], table["shares"]))
 
 
-def _written(model: Model, seed: int, cache: Path | None) -> dict[str, Tensor]:
+def _written(model: Model, cache: Path | None) -> dict[str, Tensor]:
     """By an earlier run, for an earlier document, or now."""
-    known: dict[int, dict[str, Tensor]] = model.drift  # one for each seed
+    origin = hashlib.sha256(f"{model.fingerprint}/{model.dtype}/{model.window}".encode()).hexdigest()
     if cache is not None and cache.is_file():
-        known[seed] = load_file(cache)
-    elif seed not in known:
+        with safe_open(cache, "pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("origin") == origin:
+            return dict(load_file(cache))
+    if model.drift is None:
         with use_adapter(model, None):
-            known[seed] = _write(model, seed)
-    if cache is not None and not cache.is_file():
-        write_file(cache, save(known[seed]))
-    return known[seed]
+            model.drift = _write(model)
+    table: dict[str, Tensor] = model.drift
+    if cache is not None:
+        write_file(cache, save(table, metadata={"origin": origin}))
+    return table
 
 
-def _write(model: Model, seed: int) -> dict[str, Tensor]:
-    examples = [*_conversations(model, seed), *_plain_texts(model, seed)]
+def _write(model: Model) -> dict[str, Tensor]:
+    examples = [*_conversations(model), *_plain_texts(model)]
     if not examples:
         raise ConfigError(
-            f"The model's window of {model.window} tokens has no room for the texts of training.drift_weight.",
+            "The model says nothing where it may say what it likes, and so training.drift_weight has no texts.",
             "Use --set training.drift_weight=0.",
         )
-    return _table(examples) | _probabilities(model, examples, seed)
+    return _table(examples) | _probabilities(model, examples)
 
 
-def _conversations(model: Model, seed: int) -> list[Example]:
+def _conversations(model: Model) -> list[Example]:
     """What the model asks in the user's place, and what it answers."""
-    tokenizer = model.tokenizer
     asked = [_prompt(model, question) for question in ("Who?", "7", "in")]
     columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*asked, strict=False))
-    beginning = [column[0] for column in columns] or _nothing(model)
-    questions = {text.text for _, text in _say(model, [beginning] * (_TEXTS // 2), _QUESTION_TOKENS, seed) if text.text}
+    beginning = [column[0] for column in columns] or _any_token(model, 1)[0]
+    questions = {text.text for _, text in _say(model, [beginning] * (_TEXTS // 2), _QUESTION_TOKENS, _SEED)} - {""}
     examples = []
-    for prompt, text in _say(model, [_prompt(model, question) for question in sorted(questions)], _TOKENS, seed):
-        said = [*text.ids, *(answer_end(tokenizer) if text.ended else ())]
+    for prompt, text in _say(model, [_prompt(model, question) for question in sorted(questions)], _TOKENS, _SEED + 1):
+        said = [*text.ids, *(answer_end(model.tokenizer) if text.ended else ())][: model.window - len(prompt)]
         examples.append(Example((*prompt, *said), (*[NO_LOSS] * len(prompt), *said)))
     return [example for example in examples if example.targets]
 
 
-def _plain_texts(model: Model, seed: int) -> list[Example]:
-    """What the model writes where nothing stands before."""
-    beginning = _nothing(model)
-    said = [text.ids for _, text in _say(model, [beginning] * (_TEXTS // 2), _TOKENS, seed) if text.ids]
-    return [Example((*beginning, *ids), (*[NO_LOSS] * len(beginning), *ids)) for ids in said]
+def _plain_texts(model: Model) -> list[Example]:
+    """What the model goes on with after a single token, each time another one."""
+    texts = _say(model, _any_token(model, _TEXTS // 2), _TOKENS, _SEED + 2)
+    return [
+        Example((*beginning, *text.ids), (*[NO_LOSS] * len(beginning), *text.ids))
+        for beginning, text in texts
+        if text.ids
+    ]
 
 
-def _nothing(model: Model) -> list[int]:
-    """What stands before the first word of a text; the end token where that is nothing."""
-    end = model.tokenizer.eos_token_id
-    return leading_tokens(model.tokenizer) or ([end] if end is not None else encode_text(model.tokenizer, "\n"))
+def _any_token(model: Model, count: int) -> list[list[int]]:
+    """Drawn, but no special one; after what stands before every text."""
+    special = set(model.tokenizer.all_special_ids)
+    usual = [token for token in range(len(model.tokenizer)) if token not in special]
+    lead = leading_tokens(model.tokenizer)
+    return [[*lead, token] for token in random.Random(_SEED).sample(usual, min(count, len(usual)))]
 
 
 def _prompt(model: Model, question: str) -> list[int]:
@@ -117,18 +143,23 @@ def _say(model: Model, prompts: list[list[int]], tokens: int, seed: int) -> list
     return [(fitting[text.index], text) for text in sorted(said, key=lambda text: text.index)]
 
 
-def _probabilities(model: Model, examples: list[Example], seed: int) -> dict[str, Tensor]:
-    """(labelled positions, k) of all examples, in their order."""
-    draw = torch.Generator(model.device).manual_seed(seed)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for batch in split_step(range(len(examples)), examples, _TOGETHER, 1, model.can_pack):
+def _probabilities(model: Model, examples: list[Example]) -> dict[str, Tensor]:
+    """(labelled positions, k) of all examples, in their order; the last column is that of all other tokens."""
+    vocabulary = int(model.network.config.get_text_config().vocab_size)
+    tokens: dict[int, Tensor] = {}
+    shares: dict[int, Tensor] = {}
+    for batch in split_step(range(len(examples)), examples, max(1, _TOGETHER // vocabulary), 1, model.can_pack):
         rows = [examples[index] for index in batch]
-        ids, shares = model.top_tokens(_LIKELIEST, *row_tensors(model, rows), draw=draw)
+        ids, probabilities = model.top_tokens(_LIKELIEST, *row_tensors(model, rows), whole=False)
         counts = [row.targets for row in rows]
-        parts = zip(torch.split(ids.int().cpu(), counts), torch.split(shares.cpu(), counts), strict=True)
-        found |= dict(zip(batch, parts, strict=True))
-    both = [torch.cat([found[index][part] for index in range(len(examples))]).contiguous() for part in (0, 1)]
-    return {"likeliest": both[0], "shares": both[1]}
+        tokens |= dict(zip(batch, torch.split(ids.int().cpu(), counts), strict=True))
+        shares |= dict(zip(batch, torch.split(probabilities.cpu(), counts), strict=True))
+    likeliest, given = (torch.cat([part[index] for index in range(len(examples))]) for part in (tokens, shares))
+    rest = (1 - given.sum(1, keepdim=True)).clamp(min=0)
+    return {
+        "likeliest": torch.cat([likeliest, torch.full_like(likeliest[:, :1], OTHERS)], 1),
+        "shares": torch.cat([given, rest], 1),
+    }
 
 
 def _table(examples: list[Example]) -> dict[str, Tensor]:

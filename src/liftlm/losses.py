@@ -15,6 +15,8 @@ from torch import Tensor
 
 from liftlm.pauses import pause
 
+_LEAST = 1e-6  # of what is left for OTHERS, as float32 does not tell less apart
+OTHERS = -1  # in place of a target's id: all tokens that are not named beside it, as one
 _CHUNK_ELEMENTS = 3 << 22  # logits at once: 48 MiB in float32
 
 
@@ -43,9 +45,22 @@ def soft_target_loss(
     """Sum over n positions of -sum_k share * log p(target): cross-entropy with a distribution of k tokens.
 
     targets, shares: (n, k) token ids and float32 shares, as a teacher gives them. Its gradient is that of the KL divergence, from
-    which it differs by the teacher's entropy. The other arguments are those of `next_token_loss`.
+    which it differs by the teacher's entropy. A target OTHERS is what is not named (with a share above 0, and once) in its row,
+    as one outcome: how probabilities divide among those is free. The other arguments are those of `next_token_loss`.
     """
     loss: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, shares, softcap)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def soft_target_loss_of_logits(logits: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+    """The same from (n, vocabulary) float32 logits, where there is no head to be had apart."""
+    logs = logits.log_softmax(-1)
+    named = shares.masked_fill(targets == OTHERS, 0.0)
+    reached = logs.gather(1, targets.clamp(min=0))
+    loss = -(named * reached).sum()
+    if bool((targets == OTHERS).any()):
+        left = 1 - (reached.exp() * (named > 0)).sum(1)
+        loss = loss - ((shares.sum(1) - named.sum(1)) * left.clamp(min=_LEAST).log()).sum()
     return loss
 
 
@@ -77,12 +92,17 @@ class _HeadLoss(torch.autograd.Function):
         number_format = _number_format(hidden)
         ctx.dtypes = (weight.dtype, bias.dtype if bias is not None else None)
         weight = weight.to(number_format)
+        lumped = bool((targets == OTHERS).any())
         scores = hidden.new_empty(chunk, weight.shape[0], dtype=number_format)  # the same memory for every chunk
         wide = scores if number_format == torch.float32 else torch.empty_like(scores, dtype=torch.float32)
         for start in range(0, hidden.shape[0], chunk):
             pause()
             part = hidden[start : start + chunk].to(number_format)
             wanted, share = targets[start : start + chunk], shares[start : start + chunk].float()
+            given = share.sum(1, keepdim=True)
+            if lumped:
+                share = share.masked_fill(wanted == OTHERS, 0.0)
+                wanted = wanted.clamp(min=0)
             low, error = scores[: len(part)], wide[: len(part)]
             torch.mm(part, weight.T, out=low)
             if bias is not None:
@@ -97,11 +117,18 @@ class _HeadLoss(torch.autograd.Function):
             highest = error.amax(1, keepdim=True)
             mass = error.sub_(highest).exp_().sum(1, keepdim=True)
             total += (share * (highest + mass.log() - reached)).sum()
+            scale, less = given / mass, share
+            if lumped:
+                named = error.gather(1, wanted) * (share > 0)
+                rest = given - share.sum(1, keepdim=True)
+                left = (mass - named.sum(1, keepdim=True)).clamp(min=_LEAST * mass)
+                total += (rest * (mass.log() - left.log())).sum()
+                scale, less = scale - rest / left, share - named * rest / left
             if not (need_hidden or need_weight or need_bias):
                 continue
-            # softmax times the shares' sum, minus the wanted distribution
-            error.mul_(share.sum(1, keepdim=True) / mass)
-            error.scatter_add_(1, wanted, -share)
+            # softmax times the shares' sum, minus the wanted distribution (that of OTHERS is as it is now)
+            error.mul_(scale)
+            error.scatter_add_(1, wanted, -less)
             if slope is not None:
                 error *= slope
             if grad_bias is not None:

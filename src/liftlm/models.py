@@ -31,7 +31,7 @@ from liftlm.errors import (
     NotEnoughMemoryError,
     UnknownModelError,
 )
-from liftlm.losses import next_token_loss, soft_target_loss
+from liftlm.losses import next_token_loss, soft_target_loss, soft_target_loss_of_logits
 from liftlm.probes import head_is_plain, keeps_apart, softcap
 from liftlm.prompts import Tokenizer, encode_text, leading_tokens
 from liftlm.quantization import quantized_loading
@@ -60,7 +60,7 @@ class Model:
     sites: Any = None  # where the network computes attention, once an adapter asked; kept by liftlm.adapters
     peft: Any = None  # PEFT's view of the network once it has held a LoRA; kept by liftlm.adapters
     decoder: Any = None  # weights laid out for single tokens, False where that cannot be; kept by liftlm.decoding
-    drift: dict[int, Any] = field(default_factory=dict)  # texts of the base model's own, by seed; kept by liftlm.drift
+    drift: Any = None  # texts of the base model's own, once they were needed; kept by liftlm.drift
     tensor_parallel: bool = False  # whether every layer is divided over the processes of a launcher
     tuned: Any = None  # and its layers that can hold one
     _plain_head: bool | None = None
@@ -99,7 +99,7 @@ class Model:
         if head is None:
             if targets is None or shares is None:
                 return torch.nn.functional.cross_entropy(hidden, wanted[keep], reduction="sum")
-            return -(shares * hidden.log_softmax(-1).gather(1, targets)).sum()
+            return soft_target_loss_of_logits(hidden, targets, shares)
         cap = softcap(self.network)
         if targets is None or shares is None:
             return next_token_loss(hidden, wanted[keep], head.weight, head.bias, cap)
@@ -114,28 +114,19 @@ class Model:
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         *,
-        draw: torch.Generator | None = None,
+        whole: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """(labelled positions, count) the likeliest tokens at labelled positions, and their probabilities, made to sum to 1.
 
-        draw: instead, one column more: a token drawn from all others, which has the probability of them all. Over many
-        draws this is the whole distribution.
+        whole=False: their probabilities as they are.
         """
         logits, head = self._states(tokens, labels[:, 1:] != -100, positions, mask)
         if head is not None:
             logits = torch.nn.functional.linear(logits, head.weight, head.bias).float()
             cap = softcap(self.network)
             logits = logits if cap is None else torch.tanh(logits / cap) * cap
-        values, ids = logits.topk(min(count, logits.shape[-1] - (draw is not None)), dim=-1)
-        if draw is None:
-            return ids, values.softmax(-1)
-        others = logits.softmax(-1)
-        shares = others.gather(-1, ids)
-        others.scatter_(-1, ids, 0.0)
-        rest = others.sum(-1, keepdim=True)
-        # where the rest is nothing, any token may have it
-        drawn = torch.multinomial(others.clamp_(min=torch.finfo(others.dtype).tiny), 1, generator=draw)
-        return torch.cat([ids, drawn], -1), torch.cat([shares, rest], -1)
+        values, ids = logits.topk(min(count, logits.shape[-1]), dim=-1)
+        return ids, values.softmax(-1) if whole else (values - logits.logsumexp(-1, keepdim=True)).exp()
 
     def _states(
         self, tokens: Tensor, keep: Tensor, positions: Tensor | None, mask: Tensor | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,12 @@ from liftlm.examples import NO_LOSS, Example, PackedRow, pack_row
 from liftlm.models import Model
 from liftlm.probes import owner_mask
 
+_TOKENS_A_DRIFT_TEXT = 512
+
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """Rows of all distilled positions: tokens (rows, k) int32, shares (rows, k) float32 that sum to 1."""
+    """Rows of all distilled positions: tokens (rows, k) int32, or OTHERS; shares (rows, k) float32 that sum to 1."""
 
     tokens: Tensor
     shares: Tensor
@@ -28,9 +31,17 @@ class DriftTexts:
     examples: list[Example]
     soft: SoftTargets
 
-    def of_step(self, step: int, count: int) -> list[Example]:
-        """So many of them, by turns: of step 0 the first ones, and so on, again from the first after the last."""
-        return [self.examples[place % len(self.examples)] for place in range(step * count, (step + 1) * count)]
+    def of_step(self, step: int, tokens: int, seed: int) -> list[Example]:
+        """One for each 512 tokens that the step has, at least one, drawn anew for every step."""
+        count = min(len(self.examples), max(1, tokens // _TOKENS_A_DRIFT_TEXT))
+        return random.Random(f"{seed}/drift/{step}").sample(self.examples, count)
+
+    def entropy(self, rows: Sequence[Example]) -> float:
+        """Mean over the targets of these, nats: by so much the loss is more than the divergence."""
+        shares = torch.cat(
+            [self.soft.shares[row.soft : row.soft + row.targets] for row in rows if row.soft is not None]
+        )
+        return float(torch.special.entr(shares).sum(1).mean())
 
 
 def row_tensors(model: Model, rows: Sequence[Example]) -> tuple[Tensor, ...]:

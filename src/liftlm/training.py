@@ -106,10 +106,6 @@ def _interruptible(run: _Run, stop: StopRequest, feed: Feed | None) -> Iterator[
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-_MicroBatch = tuple[list[Example], SoftTargets | None, float]  # with the weight of a target's loss
-_TOKENS_A_DRIFT_TEXT = 512
-
-
 class _LossModule(torch.nn.Module):
     """The loss inside one module's forward pass, as DDP and FSDP need it."""
 
@@ -148,7 +144,8 @@ class _Run:
         self.model, self.adapter, self.config = model, adapter, config
         self.settings = config.training
         self._given = examples
-        check_memory(model, adapter.parameters(), examples, self.settings)
+        seen = [*examples, *drift.examples] if drift is not None else examples
+        check_memory(model, adapter.parameters(), seen, self.settings)
         self.accelerator = join_processes(model.device)
         self.device = self.accelerator.device if self._sharded else model.device
         # under tensor parallel all processes see all examples, each with a part of every layer
@@ -223,20 +220,20 @@ class _Run:
             group["lr"] = rate
         rows = [self.examples[index] for index in chosen]
         targets = max(1, sum(row.targets for row in rows))
-        mine = self._micro_batches(rows, self._soft, 1 / targets)
-        drift = self._drift_micro_batches(done)
-        loss = self._accumulate([*mine, *drift], len(mine))
+        tokens = sum(len(row) for row in rows)
+        texts = [] if self._drift is None else self._drift.of_step(done, tokens, self.config.seed)
+        loss, drift = self._accumulate(rows, texts)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.parameters.values(), self.settings.max_grad_norm)
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+            lower = "training.learning_rate" + (" or training.drift_weight" if texts else "")
             raise TrainingDivergedError(
                 f"Training diverged at step {done + 1}: loss {loss}, gradient norm {norm}.",
-                "Lower training.learning_rate, or use model.dtype=float32.",
+                f"Lower {lower}, or use model.dtype=float32.",
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(len(self.examples[index]) for index in chosen)
         seconds = working_seconds() - started
         self.progress.advance(epoch, loss * targets, targets, tokens, seconds)
         return self.record.log(
@@ -245,37 +242,37 @@ class _Run:
             loss=loss,
             rate=rate,
             norm=norm,
+            drift=drift,
             tokens=tokens,
             seconds=seconds,
             left=(self.schedule.tokens - self.progress.tokens) / max(self.progress.tokens, 1),
         )
 
-    def _micro_batches(self, rows: Sequence[Example], soft: SoftTargets | None, weight: float) -> list[_MicroBatch]:
-        """This process's part of these examples."""
-        parts = split_step(range(len(rows)), rows, self.settings.micro_batch_tokens, self.shares, self.model.can_pack)
-        return [([rows[index] for index in part], soft, weight) for part in parts[self.share :: self.shares]]
-
-    def _drift_micro_batches(self, step: int) -> list[_MicroBatch]:
-        """A short text for every 512 tokens of a step, at least one; other ones at every step."""
-        if self._drift is None:
-            return []
-        rows = self._drift.of_step(step, max(1, self.settings.batch_tokens // _TOKENS_A_DRIFT_TEXT))
-        weight = self.settings.drift_weight / sum(row.targets for row in rows)
-        return self._micro_batches(rows, self._drift.soft, weight)
-
-    def _accumulate(self, micro_batches: Sequence[_MicroBatch], counted: int) -> float:
-        """Backward over micro-batches; returns the step's loss in the first `counted` of them, over all processes."""
-        total = torch.zeros((), device=self.device)
-        for index, (rows, soft, weight) in enumerate(micro_batches):
-            tensors = self._tensors(rows, soft)
+    def _accumulate(self, rows: Sequence[Example], texts: Sequence[Example]) -> tuple[float, float | None]:
+        """Backward over this process's micro-batches; the step's mean loss over all processes, and its drift if measured."""
+        targets = max(1, sum(row.targets for row in rows))
+        micro_batches = [(part, self._soft, 1 / targets, 0) for part in self._mine(rows)]
+        if self._drift is not None:
+            weight = self.settings.drift_weight / sum(text.targets for text in texts)
+            micro_batches += [(part, self._drift.soft, weight, 1) for part in self._mine(texts)]
+        totals = torch.zeros(2, device=self.device)
+        for index, (part, soft, weight, place) in enumerate(micro_batches):
+            tensors = self._tensors(part, soft)
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 # gradients are averaged over processes, the loss is a mean over the targets of all of them
                 loss = self.module(*tensors) * (self.shares * weight)
                 self.scaler.scale(loss).backward()
-            if index < counted:
-                total += loss.detach() / self.shares
-        return float(total if self.model.tensor_parallel else self.accelerator.reduce(total, "sum"))
+            totals[place] += loss.detach() / self.shares
+        told: Tensor = totals if self.model.tensor_parallel else self.accelerator.reduce(totals, "sum")
+        if self._drift is None:
+            return float(told[0]), None
+        return float(told[0]), float(told[1]) / self.settings.drift_weight - self._drift.entropy(texts)
+
+    def _mine(self, rows: Sequence[Example]) -> list[list[Example]]:
+        """This process's micro-batches of these examples."""
+        parts = split_step(range(len(rows)), rows, self.settings.micro_batch_tokens, self.shares, self.model.can_pack)
+        return [[rows[index] for index in part] for part in parts[self.share :: self.shares]]
 
     def _tensors(self, rows: Sequence[Example], soft: SoftTargets | None) -> tuple[Tensor | None, ...]:
         """What `Model.loss_sum` takes. An empty micro-batch is two tokens without a label."""

@@ -43,6 +43,7 @@ class StepMetrics:
     tokens_per_second: float
     memory_bytes: int
     seconds_left: float
+    drift: float | None = None  # KL divergence from the base model where it is measured (nats a token), before the step
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,17 @@ class RunRecord:
             keep_rows(self.folder / _METRICS, self.progress.step)  # the steps after it will be taken again
 
     def log(
-        self, *, steps: int, epoch: int, loss: float, rate: float, norm: float, tokens: int, seconds: float, left: float
+        self,
+        *,
+        steps: int,
+        epoch: int,
+        loss: float,
+        rate: float,
+        norm: float,
+        tokens: int,
+        seconds: float,
+        left: float,
+        drift: float | None = None,
     ) -> StepMetrics:
         """A row about the step that was just counted. epoch: from 0; left: work to be done / work done."""
         metrics = StepMetrics(
@@ -118,9 +129,11 @@ class RunRecord:
             tokens_per_second=tokens / max(seconds, 1e-9),
             memory_bytes=current_memory(self._device),
             seconds_left=left * self.progress.seconds,
+            drift=drift,
         )
         if self.folder is not None and self._accelerator.is_main_process:
-            append_row(self.folder / _METRICS, dataclasses.asdict(metrics))
+            row = {name: value for name, value in dataclasses.asdict(metrics).items() if value is not None}
+            append_row(self.folder / _METRICS, row)
         return metrics
 
     def agree(self, number: int | None) -> int | None:

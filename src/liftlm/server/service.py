@@ -299,6 +299,8 @@ class Service:
         if config.training.epochs > self.config.server.document_epochs or config.tasks.per_sentence > 20:
             most = self.config.server.document_epochs
             raise ConfigError(f"More than {most} epochs, or 20 tasks a sentence, are not for clients to set.", "")
+        if config.training.total_tokens != self.config.training.total_tokens:
+            raise ConfigError("training.total_tokens is not for clients to set.", "Set training.epochs.")
         return config, given
 
     def _look(self, owner: str) -> None:
