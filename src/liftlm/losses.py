@@ -70,6 +70,32 @@ def _number_format(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
+def _into_slopes(logits: Tensor, targets: Tensor, shares: Tensor, lumped: bool) -> Tensor:
+    """The loss, summed over (n, vocabulary) float32 logits, which become its slopes in place.
+
+    Those are softmax times the shares' sum, minus the wanted distribution; OTHERS divide their share as they do now.
+    lumped: whether there are any.
+    """
+    given = shares.sum(1, keepdim=True)
+    if lumped:
+        shares = shares.masked_fill(targets == OTHERS, 0.0)
+        targets = targets.clamp(min=0)
+    reached = logits.gather(1, targets)
+    highest = logits.amax(1, keepdim=True)
+    mass = logits.sub_(highest).exp_().sum(1, keepdim=True)
+    loss = (shares * (highest + mass.log() - reached)).sum()
+    scale, wanted = given / mass, shares
+    if lumped:
+        named = logits.gather(1, targets) * (shares > 0)
+        rest = given - shares.sum(1, keepdim=True)
+        left = (mass - named.sum(1, keepdim=True)).clamp(min=_LEAST * mass)
+        loss = loss + (rest * (mass.log() - left.log())).sum()
+        scale, wanted = scale - rest / left, shares - named * rest / left
+    logits.mul_(scale)
+    logits.scatter_add_(1, targets, -wanted)
+    return loss
+
+
 class _HeadLoss(torch.autograd.Function):
     """Forward forms the gradients already, as both need the softmax; backward only scales them."""
 
@@ -99,10 +125,6 @@ class _HeadLoss(torch.autograd.Function):
             pause()
             part = hidden[start : start + chunk].to(number_format)
             wanted, share = targets[start : start + chunk], shares[start : start + chunk].float()
-            given = share.sum(1, keepdim=True)
-            if lumped:
-                share = share.masked_fill(wanted == OTHERS, 0.0)
-                wanted = wanted.clamp(min=0)
             low, error = scores[: len(part)], wide[: len(part)]
             torch.mm(part, weight.T, out=low)
             if bias is not None:
@@ -113,22 +135,9 @@ class _HeadLoss(torch.autograd.Function):
                 squashed = error.div_(softcap).tanh_()
                 slope = 1 - squashed.square()
                 squashed.mul_(softcap)
-            reached = error.gather(1, wanted)
-            highest = error.amax(1, keepdim=True)
-            mass = error.sub_(highest).exp_().sum(1, keepdim=True)
-            total += (share * (highest + mass.log() - reached)).sum()
-            scale, less = given / mass, share
-            if lumped:
-                named = error.gather(1, wanted) * (share > 0)
-                rest = given - share.sum(1, keepdim=True)
-                left = (mass - named.sum(1, keepdim=True)).clamp(min=_LEAST * mass)
-                total += (rest * (mass.log() - left.log())).sum()
-                scale, less = scale - rest / left, share - named * rest / left
+            total += _into_slopes(error, wanted, share, lumped)
             if not (need_hidden or need_weight or need_bias):
                 continue
-            # softmax times the shares' sum, minus the wanted distribution (that of OTHERS is as it is now)
-            error.mul_(scale)
-            error.scatter_add_(1, wanted, -less)
             if slope is not None:
                 error *= slope
             if grad_bias is not None:
