@@ -372,7 +372,7 @@ def test_the_teacher_does_not_depend_on_the_text_that_is_shown(show: str, model:
 
 @pytest.fixture
 def no_teacher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(Model, "top_tokens", lambda *arguments: pytest.fail("the base model was asked"))
+    monkeypatch.setattr(Model, "top_tokens", lambda *arguments, **more: pytest.fail("the base model was asked"))
     yield
 
 
@@ -424,7 +424,7 @@ SOFT = ("tasks.teacher_weight=0.5", "tasks.reading=0.5")
 def test_a_second_time_the_file_speaks(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "new" / "teacher.safetensors"
     first, table = task_examples(model, DOCUMENT, TASKS, config(*SOFT), cache)
-    monkeypatch.setattr(Model, "top_tokens", lambda *arguments: pytest.fail("asked again"))
+    monkeypatch.setattr(Model, "top_tokens", lambda *arguments, **more: pytest.fail("asked again"))
     second, again = task_examples(model, DOCUMENT, TASKS, config(*SOFT), cache)
     assert first == second and table is not None and again is not None
     assert torch.equal(table.tokens, again.tokens) and torch.equal(table.shares, again.shares)
@@ -519,7 +519,7 @@ def test_a_run_that_crashed_ends_with_the_same_adapter(
     with pytest.raises(Crash):
         result(tmp_path / "work", crash_at=1)
     with monkeypatch.context() as patch:
-        patch.setattr(Model, "top_tokens", lambda *arguments: pytest.fail("the teacher was asked again"))
+        patch.setattr(Model, "top_tokens", lambda *arguments, **more: pytest.fail("the teacher was asked again"))
         with pytest.raises(Crash):
             result(tmp_path / "work", crash_at=5)
         resumed = result(tmp_path / "work")

@@ -125,9 +125,9 @@ def test_crashes_change_nothing_where_tasks_are_trained_on(
     whole, report = run(tiny_folder, tmp_path / "whole", settings, given=given)
     work, asked, top_tokens = tmp_path / "work", list[int](), Model.top_tokens
 
-    def count(self: Model, *arguments: Any) -> Any:
+    def count(self: Model, *arguments: Any, **more: Any) -> Any:
         asked.append(1)
-        return top_tokens(self, *arguments)
+        return top_tokens(self, *arguments, **more)
 
     monkeypatch.setattr(Model, "top_tokens", count)
     with pytest.raises(Crash):

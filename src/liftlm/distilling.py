@@ -14,15 +14,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
 
 from liftlm.adapters import use_adapter
 from liftlm.config import LiftConfig
 from liftlm.documents import Document
-from liftlm.examples import Example, answer_example, make_task_examples, share_beginning, split_step
+from liftlm.examples import Example, answer_example, make_task_examples, share_beginning
 from liftlm.models import Model
 from liftlm.reading import split_into_passages, with_head_and_tail, with_text
-from liftlm.rows import SoftTargets, row_tensors
+from liftlm.rows import SoftTargets, likeliest_tokens
 from liftlm.storage import write_file
 from liftlm.tasks import Task
 
@@ -79,20 +78,14 @@ def _soft_targets(
     if cache is not None and cache.is_file():
         stored = load_file(cache)
         return SoftTargets(stored["tokens"], stored["shares"])
-    tokens: list[Tensor] = []
-    shares: list[Tensor] = []
     with use_adapter(model, None):
-        for rows in taught:
-            said: dict[int, tuple[Tensor, Tensor]] = {}
-            for batch in split_step(range(len(rows)), rows, config.training.micro_batch_tokens, 1, model.can_pack):
-                chosen = [rows[index] for index in batch]
-                ids, probabilities = model.top_tokens(config.tasks.teacher_tokens, *row_tensors(model, chosen))
-                counts = [row.targets for row in chosen]
-                parts = zip(torch.split(ids, counts), torch.split(probabilities, counts), strict=True)
-                said |= {i: (part.int().cpu(), share.cpu()) for i, (part, share) in zip(batch, parts, strict=True)}
-            tokens += [said[index][0] for index in range(len(rows))]
-            shares += [said[index][1] for index in range(len(rows))]
-    table = {"tokens": torch.cat(tokens).contiguous(), "shares": torch.cat(shares).contiguous()}
+        said = [
+            likeliest_tokens(model, rows, config.tasks.teacher_tokens, config.training.micro_batch_tokens)
+            for rows in taught
+            if rows
+        ]
+    tokens, shares = (torch.cat(parts).contiguous() for parts in zip(*said, strict=True))
+    table = {"tokens": tokens, "shares": shares}
     if cache is not None:
         write_file(cache, save(table))
     return SoftTargets(table["tokens"], table["shares"])

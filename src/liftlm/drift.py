@@ -8,7 +8,6 @@ model's probabilities instead of its words.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import random
 from pathlib import Path
 
@@ -21,12 +20,12 @@ from liftlm.adapters import use_adapter
 from liftlm.config import AnsweringConfig, LiftConfig
 from liftlm.devices import join_processes
 from liftlm.errors import ConfigError
-from liftlm.examples import NO_LOSS, Example, split_step
+from liftlm.examples import NO_LOSS, Example
 from liftlm.generating import Generated, Prompt, generate
 from liftlm.losses import OTHERS
 from liftlm.models import Model
-from liftlm.prompts import Wording, answer_end, leading_tokens, render_prompt, worded_turn
-from liftlm.rows import DriftTexts, SoftTargets, row_tensors
+from liftlm.prompts import Wording, answer_end, common_beginning, leading_tokens, render_prompt, worded_turn
+from liftlm.rows import DriftTexts, SoftTargets, likeliest_tokens
 from liftlm.storage import write_file
 
 _TEXTS = 128  # at most; half of them questions with their answers, half plain text
@@ -56,11 +55,11 @@ def check_drift(model: Model, config: LiftConfig) -> None:
 
 
 def write_drift_texts(model: Model, config: LiftConfig, cache: Path | None = None) -> DriftTexts | None:
-    """None without `training.drift_weight`. Written once a process; cache: a safetensors file, for an interrupted run.
+    """None without `training.drift_weight`, which `check_drift` has passed. Written once a process.
 
-    Raises ConfigError (a model that says nothing), DiskFullError, NoWritePermissionError, and what `check_drift` raises.
+    cache: a safetensors file, for an interrupted run. Raises ConfigError (a model that says nothing), DiskFullError,
+    NoWritePermissionError.
     """
-    check_drift(model, config)
     if not config.training.drift_weight:
         return None
     together = join_processes(model.device)  # which must all train on the same texts
@@ -103,8 +102,7 @@ def _write(model: Model) -> dict[str, Tensor]:
 def _conversations(model: Model) -> list[Example]:
     """What the model asks in the user's place, and what it answers."""
     asked = [_prompt(model, question) for question in ("Who?", "7", "in")]
-    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*asked, strict=False))
-    beginning = [column[0] for column in columns] or _any_token(model, 1)[0]
+    beginning = common_beginning(asked) or _any_token(model, 1)[0]
     questions = {text.text for _, text in _say(model, [beginning] * (_TEXTS // 2), _QUESTION_TOKENS, _SEED)} - {""}
     examples = []
     for prompt, text in _say(model, [_prompt(model, question) for question in sorted(questions)], _TOKENS, _SEED + 1):
@@ -146,15 +144,7 @@ def _say(model: Model, prompts: list[list[int]], tokens: int, seed: int) -> list
 def _probabilities(model: Model, examples: list[Example]) -> dict[str, Tensor]:
     """(labelled positions, k) of all examples, in their order; the last column is that of all other tokens."""
     vocabulary = int(model.network.config.get_text_config().vocab_size)
-    tokens: dict[int, Tensor] = {}
-    shares: dict[int, Tensor] = {}
-    for batch in split_step(range(len(examples)), examples, max(1, _TOGETHER // vocabulary), 1, model.can_pack):
-        rows = [examples[index] for index in batch]
-        ids, probabilities = model.top_tokens(_LIKELIEST, *row_tensors(model, rows), whole=False)
-        counts = [row.targets for row in rows]
-        tokens |= dict(zip(batch, torch.split(ids.int().cpu(), counts), strict=True))
-        shares |= dict(zip(batch, torch.split(probabilities.cpu(), counts), strict=True))
-    likeliest, given = (torch.cat([part[index] for index in range(len(examples))]) for part in (tokens, shares))
+    likeliest, given = likeliest_tokens(model, examples, _LIKELIEST, max(1, _TOGETHER // vocabulary), whole=False)
     rest = (1 - given.sum(1, keepdim=True)).clamp(min=0)
     return {
         "likeliest": torch.cat([likeliest, torch.full_like(likeliest[:, :1], OTHERS)], 1),

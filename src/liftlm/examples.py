@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from liftlm.config import LiftConfig
-from liftlm.prompts import Tokenizer, answer_end, answer_turn, leading_tokens, question_prompt
+from liftlm.prompts import Tokenizer, answer_end, answer_turn, common_beginning, leading_tokens, question_prompt
 from liftlm.segments import Segment
 from liftlm.tasks import Task
 
@@ -91,8 +91,7 @@ def make_task_examples(
 def _frame(tokenizer: Tokenizer, title: str, context: tuple[int, ...]) -> tuple[int, ...]:
     """What the prompts of all questions with this text begin with."""
     prompts = [question_prompt(tokenizer, title, question, context) for question in ("Who?", "7", "in", "’")]
-    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
-    return tuple(column[0] for column in columns)
+    return tuple(common_beginning(prompts))
 
 
 def answer_example(

@@ -6,7 +6,6 @@ Knows token ids only: nothing of documents, questions or adapters.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 import time
 from collections import deque
@@ -21,7 +20,7 @@ from liftlm.batching import Batch, Network, Prefill, continuation
 from liftlm.config import AnsweringConfig
 from liftlm.decoding import Beginning
 from liftlm.models import Model, quiet_transformers
-from liftlm.prompts import answer_stops
+from liftlm.prompts import answer_stops, common_beginning
 from liftlm.sequences import Sampling
 from liftlm.sequences import Sequence as Text
 
@@ -213,10 +212,8 @@ def _share_beginning(network: Network, rows: list[Text]) -> Beginning | None:
     """What the prompts begin with alike, computed; one token of each is left."""
     if not network.shares:
         return None
-    columns = itertools.takewhile(
-        lambda column: len(set(column)) == 1, zip(*(row.prompt for row in rows), strict=False)
-    )
-    length = min(sum(1 for _ in columns), min(len(row.prompt) for row in rows) - 1)
+    prompts = [row.prompt for row in rows]
+    length = min(len(common_beginning(prompts)), min(len(prompt) for prompt in prompts) - 1)
     if length < _WORTH_SHARING:
         return None
     cache = network.new_cache()

@@ -9,6 +9,7 @@ Text of a document or a question is always encoded as plain text: one that conta
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -107,6 +108,12 @@ def render_prompt(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
     if _HOLE[0] in rendered:
         raise _unusable_template("repeats messages")
     return ids + _encode_fixed(tokenizer, rendered)
+
+
+def common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all of these begin with."""
+    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    return [column[0] for column in columns]
 
 
 def question_prompt(tokenizer: Tokenizer, title: str, question: str, context: Sequence[int] = ()) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from liftlm.examples import NO_LOSS, Example, PackedRow, pack_row
+from liftlm.examples import NO_LOSS, Example, PackedRow, pack_row, split_step
 from liftlm.models import Model
 from liftlm.probes import owner_mask
 
@@ -59,6 +59,21 @@ def _packed(model: Model, row: PackedRow) -> tuple[Tensor, ...]:
     """(1, tokens) ids, labels and positions, and the mask."""
     ids = [torch.tensor([values], device=model.device) for values in (row.tokens, row.labels, row.positions)]
     return *ids, owner_mask(torch.tensor(row.owner, device=model.device), model.dtype)
+
+
+def likeliest_tokens(
+    model: Model, rows: Sequence[Example], count: int, batch_tokens: int, *, whole: bool = True
+) -> tuple[Tensor, Tensor]:
+    """`Model.top_tokens` of all targets of these examples, in their order, in batches: (targets, count) int32 and float32."""
+    said: dict[int, tuple[Tensor, Tensor]] = {}
+    for batch in split_step(range(len(rows)), rows, batch_tokens, 1, model.can_pack):
+        chosen = [rows[index] for index in batch]
+        ids, probabilities = model.top_tokens(count, *row_tensors(model, chosen), whole=whole)
+        counts = [row.targets for row in chosen]
+        parts = zip(torch.split(ids, counts), torch.split(probabilities, counts), strict=True)
+        said |= {i: (part.int().cpu(), share.cpu()) for i, (part, share) in zip(batch, parts, strict=True)}
+    tokens, shares = (torch.cat([said[index][part] for index in range(len(rows))]) for part in (0, 1))
+    return tokens, shares
 
 
 def soft_rows(rows: Sequence[Example], table: SoftTargets) -> tuple[Tensor, Tensor]:
