@@ -79,6 +79,7 @@ class FakeServer:
         self.failures, self.always, self.rejects = list(failures), always, list(rejects)
         self.dies_after, self.key = dies_after, key
         self.requests: list[dict[str, Any]] = []  # bodies, in the order of their arrival
+        self.begun: list[dict[str, Any]] = []  # bodies, in the order in which they got one of the slots
         self.times: list[float] = []  # of their arrival
         self.keys: set[str] = set()
         self.in_flight = self.most_in_flight = self.answered = self.broken_off = 0
@@ -137,6 +138,8 @@ class FakeServer:
 
     def _answer(self, handler: _Handler, body: dict[str, Any], key: str, failure: str) -> None:
         with self._slots:
+            with self.lock:
+                self.begun.append(body)
             self._stopped.wait(self.delay_seconds)
         rejected = [option for option in self.rejects if option in body]
         if self.key is not None and key != self.key:

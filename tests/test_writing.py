@@ -128,7 +128,7 @@ def test_tasks_of_a_server_come_sentence_by_sentence(tmp_path: Path) -> None:
         assert tasks.finished and tasks.report is not None and tasks.report.written == 12
     flat = [task for some in lists for task in some]
     assert len(lists) == 12 and len(flat) == 24 == tasks.count and not tasks.dropped
-    assert [evidence(some[0]) for some in lists] == [sentence_of(body) for body in server.requests]
+    assert [evidence(some[0]) for some in lists] == [sentence_of(body) for body in server.begun]
     assert kept(tmp_path) == flat
     for some in lists:
         wanted = make_pairs({"messages": [{"content": f"Sentence:\n{evidence(some[0])}\n\nWrite 2 "}]})
@@ -720,7 +720,7 @@ def test_a_teacher_has_all_tasks_first(folder: Path, tmp_path: Path, monkeypatch
     """Regression: with a writer that is slow, tasks.teacher_weight was passed over in silence."""
     taught: list[int] = []
     top = ModelClass.top_tokens
-    monkeypatch.setattr(ModelClass, "top_tokens", lambda *arguments: (taught.append(1), top(*arguments))[1])
+    monkeypatch.setattr(ModelClass, "top_tokens", lambda *all, **more: (taught.append(1), top(*all, **more))[1])
     recipe = [*SMALL, "tasks.teacher_weight=0.5", "tasks.reading=0", "training.epochs=1"]
     with FakeServer() as server:
         adapter, found = absorbed(folder, config("llm", *recipe, server=server), tmp_path)
