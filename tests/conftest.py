@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,13 @@ def has_quick_bfloat16() -> bool:
     import torch
 
     return not torch.cpu._is_amx_tile_supported() or "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
+def attention_that_runs() -> contextlib.AbstractContextManager[object]:
+    """For transformers' attention in bfloat16 under any capability."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return contextlib.nullcontext() if has_quick_bfloat16() else sdpa_kernel(SDPBackend.MATH)
 
 
 @pytest.fixture(autouse=True)

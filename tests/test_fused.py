@@ -81,7 +81,7 @@ def test_every_family_trains_as_with_peft_alone(family: str, tmp_path: Path, mon
     for fuse in (True, False):
         with monkeypatch.context() as patch:
             if not fuse:
-                patch.setattr(FusedLinear, "_alone", lambda self, x: None)
+                patch.setattr(FusedLinear, "alone", lambda self, x: None)
             counted = Counted(patch)
             model = load_model(str(save_model(tmp_path / str(fuse), family)))
             attach_adapter(model, "A1", AdapterConfig(rank=4, alpha=8), seed=0)
@@ -129,7 +129,7 @@ def test_float32_lora_on_a_bfloat16_network(tiny_folder: Path, monkeypatch: pyte
     for dtype, fuse in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
         with monkeypatch.context() as patch:
             if not fuse:
-                patch.setattr(FusedLinear, "_alone", lambda self, x: None)
+                patch.setattr(FusedLinear, "alone", lambda self, x: None)
             counted = Counted(patch)
             model = load_model(str(tiny_folder), ModelConfig(dtype=dtype))
             attach_adapter(model, "A1", AdapterConfig(rank=4, alpha=8), seed=0)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from conftest import FAMILIES, has_quick_bfloat16, make_tokenizer, save_model
+from conftest import FAMILIES, attention_that_runs, make_tokenizer, save_model
 from liftlm import load_config, load_model
 from liftlm.adapters import attach_adapter, use_adapter
 from liftlm.config import ModelConfig
@@ -85,7 +83,8 @@ def transformers_loss(model: Model, rows: list[Example]) -> Tensor:
 
 def compare(model: Model, rows: list[Example]) -> None:
     tensors = row_tensors(model, rows)
-    assert len(tensors) == 4 and tensors[0].shape == (1, rows[0].shared + sum(len(r) - r.shared for r in rows))
+    length = rows[0].shared + sum(len(r) - r.shared for r in rows)
+    assert len(tensors) == 4 and tensors[0].shape == (1, length + -length % 32)
     with use_adapter(model, "x", training=True):
         loss, gradients = losses_and_gradients(model, [tensors])
         expected, wanted = losses_and_gradients(model, one_by_one(rows))
@@ -130,7 +129,7 @@ def test_examples_longer_than_a_sliding_window_are_padded(family: str, tmp_path:
     assert model.can_pack(24) and model.can_pack(25) == model.can_pack(longest) == (family not in SLIDING)
     tensors = row_tensors(model, rows)
     if family in SLIDING:
-        assert [tuple(t.shape) for t in tensors] == [(len(rows), longest)] * 2
+        assert [tuple(t.shape) for t in tensors] == [(len(rows), longest + -longest % 32)] * 2
     loss = model.loss_sum(*tensors)
     torch.testing.assert_close(loss, transformers_loss(model, rows).detach(), rtol=1e-4, atol=1e-3)
 
@@ -206,10 +205,19 @@ def test_rows_that_are_no_group_are_padded(tiny_model: Model) -> None:
     rows = [Example(row.tokens, row.labels) for row in short_rows()]
     for chosen in (rows, rows[:1], short_rows()[:1]):  # nor one example alone
         ids, labels = row_tensors(tiny_model, chosen)
-        assert ids.shape == labels.shape == (len(chosen), max(map(len, chosen)))
+        longest = max(map(len, chosen))
+        assert ids.shape == labels.shape == (len(chosen), longest + -longest % 32)
         for row, tokens, wanted in zip(chosen, ids.tolist(), labels.tolist(), strict=True):
             assert tuple(tokens[: len(row)]) == row.tokens and tuple(wanted[: len(row)]) == row.labels
             assert set(wanted[len(row) :]) <= {NO_LOSS}
+
+
+def test_rows_of_a_window_are_not_padded_beyond_it(tmp_path: Path) -> None:
+    """GPT-2 has no position there."""
+    model = load(save_model(tmp_path / "m", "gpt2", window=50))
+    row = Example(tuple(range(5, 54)), tuple(range(5, 54)))
+    assert len(row) == 49 and row_tensors(model, [row])[0].shape == (1, 50)
+    torch.testing.assert_close(model.loss_sum(*row_tensors(model, [row])), model.loss_sum(*one_by_one([row])[0]))
 
 
 def test_a_group_with_nothing_in_common(tiny_model: Model) -> None:
@@ -226,7 +234,7 @@ def test_bfloat16_rows_are_near(tiny_folder: Path) -> None:
     rows = tasks_of(exact)
     tensors = row_tensors(rounded, rows)
     assert tensors[3].dtype == torch.bfloat16
-    with nullcontext() if has_quick_bfloat16() else sdpa_kernel(SDPBackend.MATH):
+    with attention_that_runs():
         loss = rounded.loss_sum(*tensors)
     torch.testing.assert_close(loss, exact.loss_sum(*row_tensors(exact, rows)), rtol=0.02, atol=0)
 

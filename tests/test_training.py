@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import save_model
+from conftest import attention_that_runs, save_model
 from liftlm.adapters import attach_adapter, use_adapter
 from liftlm.config import LiftConfig, ModelConfig, load_config
 from liftlm.errors import ConfigError, NotEnoughMemoryError, TrainingDivergedError
@@ -386,7 +386,8 @@ def test_low_precision_learns(dtype: str, kind: str, tiny_folder: Path, tmp_path
     base = base_logits(model)
     wide = load(tiny_folder)
     config = settings(f"adapter.kind={kind}", "training.epochs=8", "training.learning_rate=2e-2")
-    report, tensors = run(model, config, folder=tmp_path / "w")
+    with attention_that_runs():
+        report, tensors = run(model, config, folder=tmp_path / "w")
     expected, _ = run(wide, config)
     assert report.epoch_losses[-1] < 0.8 * report.epoch_losses[0]
     assert report.epoch_losses[0] == pytest.approx(expected.epoch_losses[0], rel=0.02)

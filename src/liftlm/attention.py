@@ -1,14 +1,15 @@
 """Attention for training on CPUs: the same function as PyTorch's, with a backward pass made of matrix products.
 
-PyTorch's own CPU kernel is good forward, and its backward pass reaches a third of what the processor's matrix products do. Here
-the scores of a block of queries are made at once, the softmax is in float32, and everything else is batched products in the
-network's number format. transformers calls it through its attention interface; what it does not cover (a GPU, dropout, caches,
-long rows, no gradient wanted) goes to transformers' own function. Knows nothing of models or adapters.
+PyTorch's own CPU kernel is good forward, and its backward pass slow where rows are short. So the kernel computes the output and
+each query's log-sum-exp, and the backward pass makes the shares of a block of queries anew from it: nothing of the size tokens x
+tokens is kept. transformers calls it through its attention interface; what it does not cover (a GPU, dropout, caches, no gradient
+wanted) goes to transformers' own function. Knows nothing of models or adapters.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from liftlm.attention_calls import implementation, use_implementation
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_KERNEL: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _NAME = "liftlm_blocks"
-_ROWS = 384  # of scores at once, counting a key's heads: in cache, and enough for a good matrix product
-KEPT_BYTES = 64 << 20  # probabilities that a call keeps for its backward pass; with more, PyTorch's kernel is as fast
+_ROWS = 512  # of scores at once, counting a key's heads: in cache, and enough for a good matrix product
+_BLOCKS = 8  # of queries at most: each has products of its own shape, which oneDNN compiles
+_SEES_NOTHING = 1e5  # as the log-sum-exp of a row: its shares are 0, and so are their gradients
 
 
 @contextlib.contextmanager
@@ -79,73 +82,129 @@ def _covers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, opti
         options.get(name) is not None for name in ("softcap", "position_bias", "cache", "s_aux")
     ):
         return False
-    if torch.is_autocast_enabled("cpu") or (mask is not None and mask.shape[1] != 1):
+    if torch.is_autocast_enabled("cpu"):
         return False
-    batch, heads, tokens, size = query.shape
-    if key.shape[2:] != (tokens, size) or heads % key.shape[1]:
-        return False
-    numbers = batch * heads * tokens * (tokens if mask is not None else (tokens + _ROWS) / 2)
-    return numbers * query.dtype.itemsize <= KEPT_BYTES
+    return can_attend(query.shape, key.shape, value.shape, mask)
 
 
-def _spans(tokens: int, shared: int, causal: bool) -> list[tuple[int, int, int]]:
-    """(first query, behind the last query, keys seen) of each block."""
-    step = max(16, _ROWS // shared)
-    starts = range(0, tokens, step)
-    ends = [min(tokens, start + step) for start in starts]
-    return [(start, end, end if causal else tokens) for start, end in zip(starts, ends, strict=True)]
+def can_attend(query: torch.Size, key: torch.Size, value: torch.Size, mask: Tensor | None) -> bool:
+    """Whether `attend` takes these shapes: as many keys as queries, all of one size, a mask that all heads share."""
+    if key != value or query[2:] != key[2:] or query[1] % key[1]:
+        return False
+    return mask is None or (mask.shape[1] == 1 and not mask.requires_grad)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(scale * q k' + mask) v, and the logarithm of the sum of each query's exponentials, (batch, heads, tokens) float32.
+
+    query (batch, heads, tokens, size), key and value (batch, their heads, tokens, size); mask (batch or 1, 1, tokens, tokens),
+    None for causal: bool, or added to the scores.
+    """
+    dtype = query.dtype if _kernel_takes(query.dtype) else torch.float32
+    inputs = (each.to(dtype) for each in (query, key, value))
+    out, sums = _KERNEL(*inputs, 0.0, mask is None, attn_mask=_added(mask, dtype), scale=scale)
+    return out.to(query.dtype), sums.masked_fill_(~(sums > -1e30), _SEES_NOTHING)
+
+
+@functools.cache
+def _kernel_takes(dtype: torch.dtype) -> bool:
+    """Not bfloat16 where a processor has AMX and PyTorch is told to do without AVX-512."""
+    probe = torch.zeros(1, 1, 1024, 32, dtype=dtype)
+    try:
+        _KERNEL(probe, probe, probe, 0.0, True)
+    except RuntimeError:
+        return False
+    return True
+
+
+def attend_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    out: Tensor,
+    sums: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value from that of the output, and what `attend` took and gave; 0 for rows that see nothing.
+
+    Two more columns bring a query's log-sum-exp, in two parts, into the products of scores: what comes out is the logarithm of a
+    share, near 0 where the share counts, so that rounding it to bfloat16 costs no more than rounding the share. In the same way
+    two columns take from the gradients of shares what their softmax takes.
+    """
+    (batch, heads, tokens, size), groups = query.shape, key.shape[1]
+    count, shared = batch * groups, heads // groups
+    mask = _added(mask, query.dtype)
+    along = (grad * out).sum(-1, dtype=torch.float32)  # sum over keys of share times gradient
+
+    def by_token(rows: Tensor, more: Tensor) -> Tensor:
+        """(batch, heads, tokens, …) → (count, tokens * shared, … + 2): the heads of a key beside each other."""
+        wide = torch.cat([rows, _two_parts(more, rows.dtype)], -1)
+        return wide.view(batch, groups, shared, tokens, -1).transpose(2, 3).reshape(count, tokens * shared, -1)
+
+    queries, grads = by_token(query, sums / -scale), by_token(grad, -along)
+    keys, values = (each.reshape(count, tokens, size) for each in (key, value))
+    ones = keys.new_ones(count, tokens, 2)
+    wide_keys, wide_values = (torch.cat([each, ones], -1).transpose(1, 2) for each in (keys, values))
+    grad_query = torch.empty(count, tokens * shared, size, dtype=query.dtype)
+    grad_key, grad_value = keys, values  # of the last block, which sees all keys, and then of those before it too
+    step = min(tokens, max(16, _ROWS // shared, -(-tokens // _BLOCKS)))
+    later = torch.ones(step, step, dtype=torch.bool).triu_(1)[:, None]  # keys that come after a query
+    room = torch.empty(2, count * shared * step * tokens, dtype=query.dtype)  # the same memory for every block
+    for start in reversed(range(0, tokens, step)):
+        end = min(tokens, start + step)
+        rows, seen = end - start, tokens if mask is not None else end
+        shares, slopes = (part[: count * shared * rows * seen].view(count, -1, seen) for part in room)
+        asking, wanted = (each[:, start * shared : end * shared] for each in (queries, grads))
+        torch.baddbmm(shares, asking, wide_keys[:, :, :seen], beta=0, alpha=scale, out=shares)
+        if mask is not None:
+            shares.view(batch, groups, rows, shared, seen).add_(mask[:, :, start:end, None])
+        shares.exp_()
+        if mask is None:
+            shares.view(count, rows, shared, seen)[..., start:].masked_fill_(later[:rows, :, :rows], 0)
+        into_values = torch.bmm(shares.transpose(1, 2), wanted[..., :size]).float()
+        torch.bmm(wanted, wide_values[:, :, :seen], out=slopes)
+        slopes.mul_(shares)
+        grad_query[:, start * shared : end * shared] = torch.bmm(slopes, keys[:, :seen])
+        into_keys = torch.bmm(slopes.transpose(1, 2), asking[..., :size]).float()
+        if end == tokens:
+            grad_key, grad_value = into_keys, into_values
+        else:
+            grad_key[:, :seen] += into_keys
+            grad_value[:, :seen] += into_values
+    by_head = grad_query.mul_(scale).view(batch, groups, tokens, shared, size).transpose(2, 3).reshape(query.shape)
+    found = (grad_key.mul_(scale), grad_value)
+    key_grad, value_grad = (part.to(query.dtype).view(key.shape) for part in found)
+    return by_head, key_grad, value_grad
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The mask as what is added to scores, in their number format."""
+    if mask is None or mask.dtype == dtype:
+        return mask
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def _two_parts(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """(…, 2): the numbers in another format, and what that lost."""
+    high = numbers.to(dtype)
+    return torch.stack([high, (numbers - high.float()).to(dtype)], -1)
 
 
 class _BlockAttention(torch.autograd.Function):
-    """softmax(scale * q k' + mask) v. Causal where there is no mask; a row of a mask that sees nothing sees all, as in `sdpa`.
-
-    Query heads that share a key head are rows of one product: (batch * key heads, shared heads, tokens, size).
-    """
+    """`attend` as an operation with a gradient."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        (batch, heads, tokens, size), width = query.shape, value.shape[-1]
-        queries = query.reshape(batch * key.shape[1], -1, tokens, size)
-        keys, values = key.reshape(-1, tokens, size), value.reshape(-1, tokens, width)
-        count, shared = queries.shape[:2]
-        wide, wide_keys = queries.float() * scale, keys.float().transpose(1, 2)
-        out = query.new_empty(count, shared, tokens, width)
-        kept = []
-        for start, end, seen in _spans(tokens, shared, mask is None):
-            scores = torch.bmm(wide[:, :, start:end].reshape(count, -1, size), wide_keys[:, :, :seen])
-            by_head = scores.view(batch, heads, end - start, seen)
-            if mask is None:
-                later = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).triu_(1)
-                by_head[..., start:].masked_fill_(later, -torch.inf)
-            elif mask.dtype == torch.bool:
-                by_head.masked_fill_(~mask[:, :, start:end], torch.finfo(scores.dtype).min)
-            else:
-                by_head += mask[:, :, start:end]
-            shares = torch.softmax(scores, -1).to(query.dtype)
-            out[:, :, start:end] = torch.bmm(shares, values[:, :seen]).view(count, shared, end - start, width)
-            kept.append(shares)
-        ctx.save_for_backward(queries, keys, values, out, *kept)
-        ctx.scale, ctx.causal, ctx.shapes = scale, mask is None, (query.shape, key.shape, value.shape)
-        return out.view(batch, heads, tokens, width)
+        out, sums = attend(query, key, value, mask, scale)
+        ctx.save_for_backward(query, key, value, mask, out, sums)
+        ctx.scale = scale
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        queries, keys, values, out, *kept = ctx.saved_tensors
-        count, shared, tokens, size = queries.shape
-        grads = grad.reshape(out.shape)
-        along = (
-            (grads.float() * out.float()).sum(-1, keepdim=True).to(grad.dtype)
-        )  # sum over keys of share times gradient
-        grad_query = torch.empty_like(queries)
-        grad_key = torch.zeros_like(keys, dtype=torch.float32)
-        grad_value = torch.zeros_like(values, dtype=torch.float32)
-        for (start, end, seen), shares in zip(_spans(tokens, shared, ctx.causal), kept, strict=True):
-            part = grads[:, :, start:end].reshape(count, -1, values.shape[-1])
-            slope = torch.bmm(part, values[:, :seen].transpose(1, 2))
-            slope = slope.sub_(along[:, :, start:end].reshape(count, -1, 1)).mul_(shares)
-            grad_query[:, :, start:end] = torch.bmm(slope, keys[:, :seen]).view(count, shared, end - start, size)
-            grad_key[:, :seen] += torch.bmm(slope.transpose(1, 2), queries[:, :, start:end].reshape(count, -1, size))
-            grad_value[:, :seen] += torch.bmm(shares.transpose(1, 2), part)
-        found = (grad_query.mul_(ctx.scale), grad_key.mul_(ctx.scale), grad_value)
-        shaped = [tensor.to(grad.dtype).view(shape) for tensor, shape in zip(found, ctx.shapes, strict=True)]
-        return *shaped, None, None
+        query, key, value, mask, out, sums = ctx.saved_tensors
+        return *attend_backward(grad, query, key, value, mask, ctx.scale, out, sums), None, None

@@ -22,11 +22,7 @@ from liftlm.attention_calls import SEAM
 from liftlm.devices import available_memory
 from liftlm.models import Model
 from liftlm.pauses import pause
-from liftlm.products import ROWS, Change, Norm, OtherFormError, Product, base_layer
-
-_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+from liftlm.products import ROWS, Change, Norm, OtherFormError, Product, base_layer, check_form
 
 
 @dataclass(frozen=True)
@@ -258,11 +254,7 @@ def _lay_out(model: Model, stamp: tuple[Any, ...]) -> _Laid | None:
 
 def _read_layer(block: Any) -> tuple[_Layer, list[list[Any]]]:
     attention, mlp = block.self_attn, block.mlp
-    for module, names in ((block, _LAYER), (attention, _ATTENTION | {"q_norm", "k_norm"}), (mlp, _MLP)):
-        if not {name for name, _ in module.named_children() if name != SEAM} <= names:
-            raise OtherFormError
-    if not isinstance(mlp.act_fn, torch.nn.SiLU) and type(mlp.act_fn).__name__ != "SiLUActivation":
-        raise OtherFormError
+    check_form(block, besides={"q_norm", "k_norm", SEAM})
     parts = [
         [attention.q_proj, attention.k_proj, attention.v_proj],
         [attention.o_proj],

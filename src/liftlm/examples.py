@@ -252,7 +252,8 @@ def split_step(
         if current is not None and examples[current[0]].group == examples[index].group:
             cost = computed_tokens([examples[other] for other in [*current, index]], can_pack)
             alone = beginning(current[0])
-            if cost <= micro_batch_tokens and cost - alone <= max(share, len(examples[current[0]]) - alone):
+            fair = processes == 1 or cost - alone <= max(share, len(examples[current[0]]) - alone)
+            if cost <= micro_batch_tokens and fair:
                 current.append(index)
                 continue
         micro_batches.append([index])

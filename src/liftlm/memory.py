@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from liftlm.adapters.full import base_parameters
-from liftlm.attention import KEPT_BYTES
 from liftlm.config import TrainingConfig
 from liftlm.devices import available_memory
 from liftlm.errors import NotEnoughMemoryError
@@ -45,9 +44,6 @@ def predict_memory(
     # of adapters at the attention, (heads, outputs, inputs) or (heads, tokens, size): each output or score, and its activation
     beside = sum(p.shape[0] * p.shape[1] for p in parameters.values() if p.dim() == 3)
     kept = tokens * (through * width * 1.6 + beside * 8)
-    if model.device.type == "cpu":  # `attention` keeps each layer's shares
-        heads = int(getattr(model.network.config.get_text_config(), "num_attention_heads", 1))
-        kept += layers * min(KEPT_BYTES, heads * tokens * tokens * width)
     if settings.gradient_checkpointing:
         kept = tokens * layers * hidden * width + kept / layers
     return int(trainable * 12 + kept + 6 * (1 << 26))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 ROWS = 4  # at least: oneDNN's product for one row reads the weights at two thirds of the speed of the one for four
 
 
@@ -26,6 +30,15 @@ class OtherFormError(Exception):
 def base_layer(layer: Any) -> Any:
     """The layer itself, below what PEFT put around it."""
     return getattr(layer, "base_layer", layer)
+
+
+def check_form(block: Any, besides: AbstractSet[str] = frozenset()) -> None:
+    """Raises OtherFormError unless a decoder layer has the parts that Llama's has; besides: what its attention may have too."""
+    parts = (block, _LAYER), (block.self_attn, _ATTENTION | besides), (block.mlp, _MLP)
+    if any(not {name for name, _ in module.named_children()} <= names for module, names in parts):
+        raise OtherFormError
+    if not isinstance(block.mlp.act_fn, torch.nn.SiLU) and type(block.mlp.act_fn).__name__ != "SiLUActivation":
+        raise OtherFormError
 
 
 @dataclass(frozen=True)

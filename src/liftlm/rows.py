@@ -14,6 +14,9 @@ from liftlm.models import Model
 from liftlm.probes import owner_mask
 
 _TOKENS_A_DRIFT_TEXT = 512
+_LENGTHS = (
+    32  # rows on a CPU have a multiple of it: oneDNN compiles every product anew for a length it has not met lately
+)
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,30 @@ def row_tensors(model: Model, rows: Sequence[Example]) -> tuple[Tensor, ...]:
     longest = max(len(row) for row in rows)
     if rows[0].group and len(rows) > 1 and model.can_pack(longest):
         return _packed(model, pack_row(rows))
-    pad = model.tokenizer.pad_token_id
-    tokens = [[*row.tokens, *[pad] * (longest - len(row))] for row in rows]
-    labels = [[*row.labels, *[NO_LOSS] * (longest - len(row))] for row in rows]
+    pad, length = model.tokenizer.pad_token_id, _length(model, longest)
+    tokens = [[*row.tokens, *[pad] * (length - len(row))] for row in rows]
+    labels = [[*row.labels, *[NO_LOSS] * (length - len(row))] for row in rows]
     return torch.tensor(tokens, device=model.device), torch.tensor(labels, device=model.device)
 
 
 def _packed(model: Model, row: PackedRow) -> tuple[Tensor, ...]:
-    """(1, tokens) ids, labels and positions, and the mask."""
-    ids = [torch.tensor([values], device=model.device) for values in (row.tokens, row.labels, row.positions)]
-    return *ids, owner_mask(torch.tensor(row.owner, device=model.device), model.dtype)
+    """(1, tokens) ids, labels and positions, and the mask. Padding is one more example, which has no loss."""
+    pads = -len(row.tokens) % _LENGTHS if model.device.type == "cpu" else 0
+    filled = (
+        row.tokens + [model.tokenizer.pad_token_id] * pads,
+        row.labels + [NO_LOSS] * pads,
+        row.positions + [0] * pads,
+    )
+    ids = [torch.tensor([values], device=model.device) for values in filled]
+    owner = torch.tensor(row.owner + [row.owner[-1] + 1] * pads, device=model.device)
+    return *ids, owner_mask(owner, model.dtype)
+
+
+def _length(model: Model, longest: int) -> int:
+    """What rows of so many tokens are padded to; not beyond the window, where learnt positions end."""
+    if model.device.type != "cpu":
+        return longest
+    return max(longest, min(longest + -longest % _LENGTHS, model.window))
 
 
 def likeliest_tokens(

@@ -28,6 +28,7 @@ from liftlm.config import LiftConfig, TrainingConfig
 from liftlm.devices import StopRequest, join_processes, keep_freed_memory
 from liftlm.errors import ConfigError, InterruptedWorkError, NotEnoughMemoryError, TrainingDivergedError
 from liftlm.examples import NO_LOSS, Example, split_step
+from liftlm.layers import fast_layers
 from liftlm.memory import MEMORY_ADVICE, check_memory
 from liftlm.models import Model
 from liftlm.pauses import working_seconds
@@ -336,14 +337,15 @@ class _Run:
 
 @contextlib.contextmanager
 def _training_mode(model: Model, settings: TrainingConfig) -> Iterator[None]:
-    """Dropout, gradient checkpointing and fast attention on, and off again; the caller's random numbers are not touched."""
+    """Dropout, gradient checkpointing and what is fast on, and off again; the caller's random numbers are not touched."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), fast_attention(model.network), keep_freed_memory():
         try:
             model.network.train()
             if settings.gradient_checkpointing:
                 model.recompute_activations(True)
-            yield
+            with fast_layers(model.network):
+                yield
         finally:
             if settings.gradient_checkpointing:
                 model.recompute_activations(False)

@@ -20,7 +20,7 @@ class FusedLinear(Linear):  # type: ignore[misc]  # PEFT has no types
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(…, in features) → (…, out features)."""
-        name = None if args or kwargs or self.disable_adapters or self.merged else self._alone(x)
+        name = None if args or kwargs or self.disable_adapters or self.merged else self.alone(x)
         if name is None:
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
@@ -29,7 +29,7 @@ class FusedLinear(Linear):  # type: ignore[misc]  # PEFT has no types
         fused: Tensor = _LoraProduct.apply(x, base.weight, base.bias, down, up, self.scaling[name])  # type: ignore[no-untyped-call]
         return fused
 
-    def _alone(self, x: Tensor) -> str | None:
+    def alone(self, x: Tensor) -> str | None:
         """The adapter that is on, if it is a single plain LoRA in the number format of the base weights and of x."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         if len(active) != 1 or active[0] in self.lora_variant or self.lora_bias[active[0]]:
