@@ -44,6 +44,13 @@ def fast_layers(network: PreTrainedModel) -> Iterator[None]:
         _restore(layers)
 
 
+def keeps_little(network: PreTrainedModel) -> bool:
+    """Whether training a LoRA of this network keeps as little of a token as `_DecoderLayer` does."""
+    return bool(_readable(network)) and not any(
+        isinstance(part, torch.nn.Dropout) and part.p for part in network.modules()
+    )
+
+
 def _restore(layers: Sequence[Any]) -> None:
     for layer in layers:
         layer.__dict__.pop("forward", None)  # the class's own

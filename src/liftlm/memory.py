@@ -13,6 +13,7 @@ from liftlm.config import TrainingConfig
 from liftlm.devices import available_memory
 from liftlm.errors import NotEnoughMemoryError
 from liftlm.examples import Example
+from liftlm.layers import keeps_little
 from liftlm.models import Model
 
 MEMORY_ADVICE = (
@@ -43,7 +44,8 @@ def predict_memory(
     width = model.dtype.itemsize
     # of adapters at the attention, (heads, outputs, inputs) or (heads, tokens, size): each output or score, and its activation
     beside = sum(p.shape[0] * p.shape[1] for p in parameters.values() if p.dim() == 3)
-    kept = tokens * (through * width * 1.6 + beside * 8)
+    written_out = all(".lora_" in name for name in parameters) and keeps_little(model.network)
+    kept = tokens * (through * width * (0.75 if written_out else 1.6) + beside * 8)
     if settings.gradient_checkpointing:
         kept = tokens * layers * hidden * width + kept / layers
     return int(trainable * 12 + kept + 6 * (1 << 26))
