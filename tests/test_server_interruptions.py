@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import save_model
+from conftest import attention_that_runs, save_model
 from fake_server import FakeServer, json_reply
 from liftlm import Document, absorb, load_config, load_model, writing
 from liftlm.absorbing import adapter_id
@@ -71,11 +71,12 @@ def learn(folder: Path, settings: list[str], disturbed: bool, work: Path | None 
     model = load_model(str(folder), config.model)
     entry = adapter_id(DOCUMENT, model, config)
     disturbance = Disturbance(model, entry)
-    if disturbed:
-        with pausing(disturbance), pause_at_layers(model.network):
+    with attention_that_runs():
+        if disturbed:
+            with pausing(disturbance), pause_at_layers(model.network):
+                absorb(DOCUMENT, model, config, folder=work)
+        else:
             absorb(DOCUMENT, model, config, folder=work)
-    else:
-        absorb(DOCUMENT, model, config, folder=work)
     return {name: tensor.clone() for name, tensor in model.adapters[entry].tensors().items()}, disturbance
 
 
@@ -87,7 +88,7 @@ def test_what_is_learnt_is_the_same_bit_for_bit(case: str, tmp_path: Path) -> No
     disturbed, disturbance = learn(folder, settings, True)
     assert disturbance.places["without"] > 8
     if case in ("several rows a step", "full", "lora"):  # in backward passes, too, or between two of them
-        assert disturbance.places["with gradients"] > 8
+        assert disturbance.places["with gradients"] > (8 if case == "several rows a step" else 3)
     assert plain.keys() == disturbed.keys()
     assert [name for name in plain if not torch.equal(plain[name], disturbed[name])] == []
 
