@@ -66,6 +66,14 @@ def test_shapes_that_the_kernel_takes() -> None:
     assert not attention.can_attend(query, key, key, torch.zeros(1, 6, 5, 5)), "a mask for each head"
 
 
+def test_long_rows_are_taken_in_more_blocks() -> None:
+    """Room for scores does not grow with the square of the length."""
+    for tokens in (2048, 8192, 32768, 131072):
+        row_bytes = 32 * tokens * 2
+        assert attention._block(tokens, 4, row_bytes) * row_bytes <= max(64 << 20, 16 * row_bytes)
+    assert attention._block(2048, 3, 9 * 2048 * 2) == 256 and attention._block(20, 3, 9 * 20 * 2) == 20
+
+
 @pytest.mark.parametrize("kind", ["lowest", "infinite", "bool"])
 def test_a_row_that_sees_nothing_has_no_gradient(kind: str) -> None:
     """The others are as without it."""

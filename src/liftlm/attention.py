@@ -25,6 +25,7 @@ _KERNEL: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _NAME = "liftlm_blocks"
 _ROWS = 512  # of scores at once, counting a key's heads: in cache, and enough for a good matrix product
 _BLOCKS = 8  # of queries at most: each has products of its own shape, which oneDNN compiles
+_ROOM_BYTES = 64 << 20  # of a block's scores: twice that is needed at once
 _SEES_NOTHING = 1e5  # as the log-sum-exp of a row: its shares are 0, and so are their gradients
 
 
@@ -82,7 +83,7 @@ def _covers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, opti
         options.get(name) is not None for name in ("softcap", "position_bias", "cache", "s_aux")
     ):
         return False
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") or query.device.type != "cpu" or query.dtype == torch.float16:
         return False
     return can_attend(query.shape, key.shape, value.shape, mask)
 
@@ -149,7 +150,7 @@ def attend_backward(
     wide_keys, wide_values = (torch.cat([each, ones], -1).transpose(1, 2) for each in (keys, values))
     grad_query = torch.empty(count, tokens * shared, size, dtype=query.dtype)
     grad_key, grad_value = keys, values  # of the last block, which sees all keys, and then of those before it too
-    step = min(tokens, max(16, _ROWS // shared, -(-tokens // _BLOCKS)))
+    step = _block(tokens, shared, batch * heads * tokens * query.dtype.itemsize)
     later = torch.ones(step, step, dtype=torch.bool).triu_(1)[:, None]  # keys that come after a query
     room = torch.empty(2, count * shared * step * tokens, dtype=query.dtype)  # the same memory for every block
     for start in reversed(range(0, tokens, step)):
@@ -179,6 +180,12 @@ def attend_backward(
     return by_head, key_grad, value_grad
 
 
+def _block(tokens: int, shared: int, row_bytes: int) -> int:
+    """Queries whose scores are made at once; row_bytes: of the scores of one query, of all heads."""
+    most = max(16, _ROOM_BYTES // row_bytes)
+    return min(tokens, most, max(16, _ROWS // shared, -(-tokens // _BLOCKS)))
+
+
 def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The mask as what is added to scores, in their number format."""
     if mask is None or mask.dtype == dtype:
@@ -205,6 +212,7 @@ class _BlockAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, mask, out, sums = ctx.saved_tensors
         return *attend_backward(grad, query, key, value, mask, ctx.scale, out, sums), None, None

@@ -1,10 +1,10 @@
 """A whole decoder layer with LoRA as one operation with a gradient, for training on CPUs.
 
-A layer of Llama's form (Llama, Mistral, Qwen2, SmolLM2 …: RMS norm, rotated attention, a gated MLP with SiLU, two sums) is some
+A layer of Llama's form (Llama, SmolLM2, Mistral, Qwen2: RMS norm, rotated attention, a gated MLP with SiLU, two sums) is some
 sixty operations in PyTorch, each of which autograd notes, keeps inputs of, and walks back through. Here both passes are written
 out, which takes less memory and a little less time: the sums with the residual stream are done inside products, layers that read
 the same rows share LoRA's first product, norms and activations are computed again instead of kept, gradients are added in place.
-What a network's layers look like is read from their modules and then tried on a few tokens; any other goes on as it is.
+Layers of these classes are read from their modules and then tried on a few tokens; any other goes on as it is.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # read the same rows
+_CLASSES = {
+    "LlamaDecoderLayer",
+    "MistralDecoderLayer",
+    "Qwen2DecoderLayer",
+}  # others rotate or scale in ways of their own
 _HARMLESS = {"position_ids", "use_cache", "cache_position", "past_key_values"}  # arguments of a layer without a cache
 
 
@@ -45,10 +50,11 @@ def fast_layers(network: PreTrainedModel) -> Iterator[None]:
 
 
 def keeps_little(network: PreTrainedModel) -> bool:
-    """Whether training a LoRA of this network keeps as little of a token as `_DecoderLayer` does."""
-    return bool(_readable(network)) and not any(
-        isinstance(part, torch.nn.Dropout) and part.p for part in network.modules()
-    )
+    """Whether training a plain LoRA of this network keeps as little of a token as `_DecoderLayer` does, unless it recomputes."""
+    layers = getattr(network.base_model, "layers", None) or []
+    installed = bool(len(layers)) and all("forward" in layer.__dict__ for layer in layers)
+    dropout = any(isinstance(part, torch.nn.Dropout) and part.p for part in network.modules())
+    return not dropout and (installed or bool(_readable(network)))
 
 
 def _restore(layers: Sequence[Any]) -> None:
@@ -63,9 +69,11 @@ def _readable(network: PreTrainedModel) -> list[Any]:
         for layer in layers:
             check_form(layer)
             attention = layer.self_attn
-            hooks = any(part._forward_hooks or part._forward_pre_hooks for part in layer.modules() if part is not layer)
+            own = type(layer).__name__ in _CLASSES and type(layer).__module__.startswith("transformers.models.")
+            inner = [part for part in layer.modules() if part is not layer]
+            hooks = any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in inner)
             devices = {parameter.device.type for parameter in layer.parameters()}
-            if not attention.is_causal or hooks or devices != {"cpu"} or "forward" in layer.__dict__:
+            if not own or not attention.is_causal or hooks or devices != {"cpu"} or "forward" in layer.__dict__:
                 return []
     except (AttributeError, TypeError, OtherFormError):
         return []
@@ -81,11 +89,12 @@ def _same(network: PreTrainedModel, layers: Sequence[Any]) -> bool:
         got = network.base_model(input_ids=ids, use_cache=False)[0].detach()
         _restore(layers)
         expected = network.base_model(input_ids=ids, use_cache=False)[0].detach()
-    except (TypeError, AttributeError, RuntimeError, ValueError):
+        alike = (got - expected).float().norm() <= torch.finfo(got.dtype).eps ** 0.5 * expected.float().norm()
+    except (TypeError, AttributeError, RuntimeError, ValueError, IndexError, KeyError):
         return False
     for layer, forward in zip(layers, written_out, strict=True):
         layer.forward = forward
-    return bool((got - expected).float().norm() <= torch.finfo(got.dtype).eps ** 0.5 * expected.float().norm())
+    return bool(alike)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,10 @@ def _forward(layer: Any, original: Any, hidden_states: Tensor, *args: Any, **kwa
     wanted = not args and rotation is not None and kwargs.get("past_key_values") is None and extra <= _HARMLESS
     if not wanted or not torch.is_grad_enabled() or torch.is_autocast_enabled(hidden_states.device.type):
         return original(hidden_states, *args, **kwargs)
+    if (
+        layer.gradient_checkpointing and layer.training
+    ):  # transformers' forward computes activations again, this one keeps them
+        return original(hidden_states, *args, **kwargs)
     try:
         form, changes = _read(layer, hidden_states, rotation[0], mask)
     except OtherFormError:
@@ -129,6 +142,8 @@ def _read(layer: Any, hidden: Tensor, cosine: Tensor, mask: Tensor | None) -> tu
     """The layer's parts, and the matrices of each LoRA in the order of its linear layers. Raises OtherFormError."""
     attention, norms = layer.self_attn, (layer.input_layernorm, layer.post_attention_layernorm)
     size = int(attention.head_dim)
+    if hidden.device.type != "cpu" or hidden.dtype == torch.float16:
+        raise OtherFormError
     if getattr(attention, "attention_dropout", 0.0) and layer.training:
         raise OtherFormError
     if any(norm.weight.requires_grad for norm in norms) or hidden.dtype != norms[0].weight.dtype:
@@ -157,8 +172,10 @@ def _read_linear(layer: Any, hidden: Tensor) -> tuple[_Linear, Tensor | None, Te
         raise OtherFormError
     if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
         raise OtherFormError
-    if layer is base:
+    if layer is base or getattr(layer, "disable_adapters", False):
         return _Linear(base.weight, base.bias, 0.0), None, None
+    if getattr(layer, "merged", False):
+        raise OtherFormError
     name = layer.alone(hidden) if isinstance(layer, FusedLinear) else None
     if name is None:
         raise OtherFormError
@@ -281,6 +298,7 @@ class _DecoderLayer(torch.autograd.Function):
         return result.view(hidden.shape)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (
             x, root, query, key, value, sums, attended, middle, middle_root, gate, up, cosine, sine, mask,

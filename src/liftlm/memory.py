@@ -44,7 +44,8 @@ def predict_memory(
     width = model.dtype.itemsize
     # of adapters at the attention, (heads, outputs, inputs) or (heads, tokens, size): each output or score, and its activation
     beside = sum(p.shape[0] * p.shape[1] for p in parameters.values() if p.dim() == 3)
-    written_out = all(".lora_" in name for name in parameters) and keeps_little(model.network)
+    plain = all(".lora_A." in name or ".lora_B." in name for name in parameters)
+    written_out = plain and not settings.gradient_checkpointing and keeps_little(model.network)
     kept = tokens * (through * width * (0.75 if written_out else 1.6) + beside * 8)
     if settings.gradient_checkpointing:
         kept = tokens * layers * hidden * width + kept / layers

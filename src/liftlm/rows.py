@@ -60,7 +60,7 @@ def row_tensors(model: Model, rows: Sequence[Example]) -> tuple[Tensor, ...]:
 
 def _packed(model: Model, row: PackedRow) -> tuple[Tensor, ...]:
     """(1, tokens) ids, labels and positions, and the mask. Padding is one more example, which has no loss."""
-    pads = -len(row.tokens) % _LENGTHS if model.device.type == "cpu" else 0
+    pads = -len(row.tokens) % _LENGTHS if _pads(model) else 0
     filled = (
         row.tokens + [model.tokenizer.pad_token_id] * pads,
         row.labels + [NO_LOSS] * pads,
@@ -73,9 +73,14 @@ def _packed(model: Model, row: PackedRow) -> tuple[Tensor, ...]:
 
 def _length(model: Model, longest: int) -> int:
     """What rows of so many tokens are padded to; not beyond the window, where learnt positions end."""
-    if model.device.type != "cpu":
-        return longest
-    return max(longest, min(longest + -longest % _LENGTHS, model.window))
+    return max(longest, min(longest + -longest % _LENGTHS, model.window)) if _pads(model) else longest
+
+
+def _pads(model: Model) -> bool:
+    """Not where the longest row decides how positions are rotated."""
+    config = model.network.config.get_text_config()
+    rotation = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return model.device.type == "cpu" and rotation.get("rope_type") not in ("dynamic", "longrope")
 
 
 def likeliest_tokens(

@@ -103,6 +103,8 @@ def _interruptible(run: _Run, stop: StopRequest, feed: Feed | None) -> Iterator[
         raise run.stopped(stop, stop.signal) from None
 
 
+_ROUNDING = 2  # counted on when a step is divided or rounded otherwise: what an earlier version began is begun anew
+
 # torch reports exhausted main memory (on Linux and elsewhere), and Apple's GPUs, through plain RuntimeErrors
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -296,7 +298,7 @@ class _Run:
     def fingerprint(self) -> str:
         """Two runs with the same one take the same steps; a checkpoint of another run is not continued."""
         numbers = (self.settings.micro_batch_tokens, self.accelerator.num_processes)
-        parts = [self.config.recipe(), *numbers, str(self.model.dtype)]
+        parts = [self.config.recipe(), *numbers, str(self.model.dtype), _ROUNDING]
         parts += ["tensor"] if self.model.tensor_parallel else []
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         digest = hashlib.sha256(canonical_json([*parts, shapes, self.model.fingerprint, torch.__version__]).encode())
