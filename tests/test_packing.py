@@ -84,7 +84,7 @@ def transformers_loss(model: Model, rows: list[Example]) -> Tensor:
 def compare(model: Model, rows: list[Example]) -> None:
     tensors = row_tensors(model, rows)
     length = rows[0].shared + sum(len(r) - r.shared for r in rows)
-    assert len(tensors) == 4 and tensors[0].shape == (1, length + -length % 32)
+    assert len(tensors) == 4 and tensors[0].shape == (1, length + -length % (32 if length >= 256 else 8))
     with use_adapter(model, "x", training=True):
         loss, gradients = losses_and_gradients(model, [tensors])
         expected, wanted = losses_and_gradients(model, one_by_one(rows))
@@ -129,7 +129,7 @@ def test_examples_longer_than_a_sliding_window_are_padded(family: str, tmp_path:
     assert model.can_pack(24) and model.can_pack(25) == model.can_pack(longest) == (family not in SLIDING)
     tensors = row_tensors(model, rows)
     if family in SLIDING:
-        assert [tuple(t.shape) for t in tensors] == [(len(rows), longest + -longest % 32)] * 2
+        assert [tuple(t.shape) for t in tensors] == [(len(rows), longest + -longest % 8)] * 2
     loss = model.loss_sum(*tensors)
     torch.testing.assert_close(loss, transformers_loss(model, rows).detach(), rtol=1e-4, atol=1e-3)
 
@@ -206,7 +206,7 @@ def test_rows_that_are_no_group_are_padded(tiny_model: Model) -> None:
     for chosen in (rows, rows[:1], short_rows()[:1]):  # nor one example alone
         ids, labels = row_tensors(tiny_model, chosen)
         longest = max(map(len, chosen))
-        assert ids.shape == labels.shape == (len(chosen), longest + -longest % 32)
+        assert ids.shape == labels.shape == (len(chosen), longest + -longest % 8)
         for row, tokens, wanted in zip(chosen, ids.tolist(), labels.tolist(), strict=True):
             assert tuple(tokens[: len(row)]) == row.tokens and tuple(wanted[: len(row)]) == row.labels
             assert set(wanted[len(row) :]) <= {NO_LOSS}
@@ -218,6 +218,15 @@ def test_rows_of_a_window_are_not_padded_beyond_it(tmp_path: Path) -> None:
     row = Example(tuple(range(5, 54)), tuple(range(5, 54)))
     assert len(row) == 49 and row_tensors(model, [row])[0].shape == (1, 50)
     torch.testing.assert_close(model.loss_sum(*row_tensors(model, [row])), model.loss_sum(*one_by_one([row])[0]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "padded"), [(1, 8), (8, 8), (9, 16), (255, 256), (256, 256), (257, 288), (300, 320)]
+)
+def test_lengths_that_repeat(tokens: int, padded: int, tiny_model: Model) -> None:
+    """Few of them, as a product is compiled for each; and not at the price of short rows."""
+    row = Example((7,) * tokens, (7,) * tokens)
+    assert row_tensors(tiny_model, [row])[0].shape == (1, min(padded, max(tokens, tiny_model.window)))
 
 
 def test_a_group_with_nothing_in_common(tiny_model: Model) -> None:

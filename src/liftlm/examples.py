@@ -235,9 +235,9 @@ def split_step(
 ) -> list[list[int]]:
     """A step's examples in micro-batches of one group and similar length, none above `micro_batch_tokens`.
 
-    That is measured by `computed_tokens`. Their number is a multiple of `processes` (process r takes every r-th), so that
-    all run the same number of forward passes. Empty ones fill up; with as many examples as processes, each process has
-    at least one that is not empty.
+    That is measured by `computed_tokens`, without what rows on a CPU are padded by. Their number is a multiple of `processes`
+    (process r takes every r-th), so that all run the same number of forward passes. Empty ones fill up; with as many examples
+    as processes, each process has at least one that is not empty.
     can_pack: whether the model takes examples of a group in one row, by their longest (`Model.can_pack`).
     """
 

@@ -27,11 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # read the same rows
-_CLASSES = {
-    "LlamaDecoderLayer",
-    "MistralDecoderLayer",
-    "Qwen2DecoderLayer",
-}  # others rotate or scale in ways of their own
+# others rotate or scale in ways of their own, which a few tokens need not show
+_CLASSES = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 _HARMLESS = {"position_ids", "use_cache", "cache_position", "past_key_values"}  # arguments of a layer without a cache
 
 
@@ -127,7 +124,7 @@ def _forward(layer: Any, original: Any, hidden_states: Tensor, *args: Any, **kwa
         return original(hidden_states, *args, **kwargs)
     if (
         layer.gradient_checkpointing and layer.training
-    ):  # transformers' forward computes activations again, this one keeps them
+    ):  # the layer's own computes activations again, this one keeps them
         return original(hidden_states, *args, **kwargs)
     try:
         form, changes = _read(layer, hidden_states, rotation[0], mask)
@@ -174,8 +171,6 @@ def _read_linear(layer: Any, hidden: Tensor) -> tuple[_Linear, Tensor | None, Te
         raise OtherFormError
     if layer is base or getattr(layer, "disable_adapters", False):
         return _Linear(base.weight, base.bias, 0.0), None, None
-    if getattr(layer, "merged", False):
-        raise OtherFormError
     name = layer.alone(hidden) if isinstance(layer, FusedLinear) else None
     if name is None:
         raise OtherFormError

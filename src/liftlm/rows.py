@@ -14,9 +14,8 @@ from liftlm.models import Model
 from liftlm.probes import owner_mask
 
 _TOKENS_A_DRIFT_TEXT = 512
-_LENGTHS = (
-    32  # rows on a CPU have a multiple of it: oneDNN compiles every product anew for a length it has not met lately
-)
+# rows on a CPU have a multiple of these: oneDNN compiles every product anew for a length it has not met lately
+_LENGTHS, _SHORT_LENGTHS, _SHORT = 32, 8, 256
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def row_tensors(model: Model, rows: Sequence[Example]) -> tuple[Tensor, ...]:
 
 def _packed(model: Model, row: PackedRow) -> tuple[Tensor, ...]:
     """(1, tokens) ids, labels and positions, and the mask. Padding is one more example, which has no loss."""
-    pads = -len(row.tokens) % _LENGTHS if _pads(model) else 0
+    pads = _rounded(len(row.tokens)) - len(row.tokens) if _pads(model) else 0
     filled = (
         row.tokens + [model.tokenizer.pad_token_id] * pads,
         row.labels + [NO_LOSS] * pads,
@@ -73,7 +72,12 @@ def _packed(model: Model, row: PackedRow) -> tuple[Tensor, ...]:
 
 def _length(model: Model, longest: int) -> int:
     """What rows of so many tokens are padded to; not beyond the window, where learnt positions end."""
-    return max(longest, min(longest + -longest % _LENGTHS, model.window)) if _pads(model) else longest
+    return max(longest, min(_rounded(longest), model.window)) if _pads(model) else longest
+
+
+def _rounded(tokens: int) -> int:
+    """An eighth more at most, but for the shortest rows."""
+    return tokens + -tokens % (_LENGTHS if tokens >= _SHORT else _SHORT_LENGTHS)
 
 
 def _pads(model: Model) -> bool:

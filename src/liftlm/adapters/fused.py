@@ -20,7 +20,7 @@ class FusedLinear(Linear):  # type: ignore[misc]  # PEFT has no types
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(…, in features) → (…, out features)."""
-        name = None if args or kwargs or self.disable_adapters or self.merged else self.alone(x)
+        name = None if args or kwargs else self.alone(x)
         if name is None:
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
@@ -30,7 +30,9 @@ class FusedLinear(Linear):  # type: ignore[misc]  # PEFT has no types
         return fused
 
     def alone(self, x: Tensor) -> str | None:
-        """The adapter that is on, if it is a single plain LoRA in the number format of the base weights and of x."""
+        """The adapter that is on beside the weights, if it is a single plain LoRA in the number format of weights and x."""
+        if self.disable_adapters or self.merged:
+            return None
         active = [name for name in self.active_adapters if name in self.lora_A]
         if len(active) != 1 or active[0] in self.lora_variant or self.lora_bias[active[0]]:
             return None
