@@ -135,12 +135,16 @@ class Model:
         inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
         if mask is not None:
             inputs |= {"position_ids": positions, "attention_mask": mask}
-        if self._plain_head is None:
-            self._plain_head = head_is_plain(self.network)
-        if not self._plain_head:
+        if not self.has_plain_head():
             return self.network(**inputs).logits[:, :-1][keep].float(), None
         head: Any = self.network.get_output_embeddings()
         return self.network.base_model(**inputs)[0][:, :-1][keep].to(head.weight.dtype), head
+
+    def has_plain_head(self) -> bool:
+        """Whether logits are the head's products of the last states; measured once."""
+        if self._plain_head is None:
+            self._plain_head = head_is_plain(self.network)
+        return self._plain_head
 
     def can_pack(self, longest: int) -> bool:
         """Whether examples of up to `longest` tokens may share a row: a mask for all layers overrides their windows."""

@@ -166,6 +166,9 @@ class _Run:
         model = self.model
         if self._sharded:
             self._check_sharding()
+            # measured on the whole network, by all processes or by none: one that has not done so would wait for the others
+            model.has_plain_head()
+            model.can_pack(1)
             # sharding a network cannot be undone; the adapter gets its weights back from the copy in the end
             model = dataclasses.replace(model, network=copy.deepcopy(model.network))
         low = model.dtype != torch.float32 and self.config.adapter.kind == "full"
