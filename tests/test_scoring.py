@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from liftlm.errors import BenchmarkDataError
+from liftlm.errors import BenchmarkDataError, ConfigError
 from liftlm.evaluation.benchmark import Benchmark, Question
 from liftlm.evaluation.encoder_score import EncoderScores
+from liftlm.evaluation.folders import compare_folders, comparison_table
 from liftlm.evaluation.loogle import Cloze
 from liftlm.evaluation.resampling import RESAMPLES, SEED, percentile_interval, resampled_means, sign_flip_p_values
 from liftlm.evaluation.scoring import Row, Scores, choice_scores, question_of, read_predictions, read_rows, score_folder
@@ -464,3 +465,43 @@ def test_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+# --- two folders ------------------------------------------------------------------------------------------------------
+
+
+def test_two_folders_are_compared_question_by_question(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    right = ["Oswin", "Oswin", "Oswin", "Marta"]
+    scored(here, [row("lift", n, answer=right[n], answer_nll=1.0 + n) for n in range(4)])
+    # another recipe: other ids, the last question not asked, one more that the first folder lacks, a method of its own
+    others = [
+        row("lift", n, id=f"other/{n}", answer="Marta" if n else "Oswin", answer_nll=2.0 + n) for n in (0, 1, 2, 9)
+    ]
+    scored(there, [*others, row("icl", 0, id="other/icl")])
+    entries = {entry["metric"]: entry for entry in compare_folders(here, there, Toy())}
+    assert {entry["method"] for entry in entries.values()} == {"lift"}
+    f1, nll = entries["token_f1"], entries["answer_nll"]
+    assert (f1["n"], f1["here"], f1["there"], f1["difference"]) == (3, 1.0, pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert (nll["n"], nll["here"], nll["there"], nll["difference"], nll["interval"]) == (
+        3,
+        2.0,
+        3.0,
+        -1.0,
+        [-1.0, -1.0],
+    )
+    # of the 8 patterns of signs of three equal differences two are as far from 0
+    assert nll["p_value"] == pytest.approx(0.25)
+    table = comparison_table([nll])
+    assert "| lift | answer_nll | 3 | 2.000 | 3.000 | -1.000 | [-1.000, -1.000] | 0.250 |" in table
+
+
+def test_folders_without_scores_or_anything_in_common_are_refused(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    scored(here, [row("lift")])
+    write(there, [row("lift")])
+    with pytest.raises(ConfigError, match="holds no scores"):
+        compare_folders(here, there, Toy())
+    scored(there, [row("icl")])
+    with pytest.raises(ConfigError, match="in common"):
+        compare_folders(here, there, Toy())

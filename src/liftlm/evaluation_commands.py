@@ -104,6 +104,10 @@ def score(
     judge_url: JudgeUrlOption = None,
     judge_model: JudgeModelOption = None,
     bert_score: BertScoreOption = False,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="OTHER", help="Another folder to compare with, question by question."),
+    ] = None,
 ) -> None:
     """Score an evaluation's predictions anew and write the report; needs no model."""
     _check_installed()
@@ -117,6 +121,10 @@ def score(
             f"{folder} is no folder of an evaluation.", "`lift evaluate … --out FOLDER` makes one."
         ) from None
     _score(make_benchmark(name), folder, judge_url, judge_model, bert_score)
+    if against is not None:
+        from liftlm.evaluation.folders import compare_folders, comparison_table
+
+        print(comparison_table(compare_folders(folder, against, make_benchmark(name))))
 
 
 @dataclass(frozen=True)

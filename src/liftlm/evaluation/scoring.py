@@ -89,7 +89,7 @@ def score_folder(
     encoded = encoder([row["answer"] for row in answered], [row["answers"] for row in answered]) if encoder else None
     for row, values in zip(answered, encoded.rows if encoded else (), strict=encoded is not None):
         found[row["id"]] |= values
-    table = _tabulate(benchmark, rows, found, _metric_names(benchmark, rows, encoded.rows if encoded else ()))
+    table = tabulate(benchmark, rows, found, _metric_names(benchmark, rows, encoded.rows if encoded else ()))
     everything = np.ones(len(table.questions), dtype=bool)
     scores = Scores(
         {method: _score_method(table, method, everything) for method in table.values},
@@ -207,9 +207,10 @@ def _metric_names(benchmark: Benchmark, rows: Iterable[Row], encoded: Sequence[M
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def _tabulate(
+def tabulate(
     benchmark: Benchmark, rows: Sequence[Row], found: Mapping[str, Mapping[str, float]], metrics: tuple[str, ...]
 ) -> Table:
+    """found: scores by the rows' ids."""
     about = {(row["document_id"], row["question_id"]): row for row in rows}
     place = {key: index for index, key in enumerate(sorted(about))}
     methods = sorted({row["method"] for row in rows}, key=rank)
