@@ -33,11 +33,11 @@ _NUMBER_WORDS = (
     "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|"
     "thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|dozen"
 )
-_MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
-_TIME = re.compile(rf"(?:{_MONTH}|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)days?)")  # names, but of nobody and no place
+MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
+_TIME = re.compile(rf"(?:{MONTH}|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)days?)")  # names, but of nobody and no place
 YEAR = r"(?:1[0-9]|20)\d\d"
 DATE = re.compile(
-    rf"\b(?:\d{{1,2}} (?:{_MONTH})(?:,? {YEAR})?|(?:{_MONTH})(?: \d{{1,2}},?)? {YEAR}|(?:{_MONTH}) \d{{1,2}}\b"
+    rf"\b(?:\d{{1,2}} (?:{MONTH})(?:,? {YEAR})?|(?:{MONTH})(?: \d{{1,2}},?)? {YEAR}|(?:{MONTH}) \d{{1,2}}\b"
     rf"|(?<=\bin ){YEAR}|(?<=\bof ){YEAR}|(?<=\bby ){YEAR}|(?<=\bsince ){YEAR}|(?<=\bfrom ){YEAR}|(?<=\bto ){YEAR})\b"
 )
 CJK_DATE = r"\d{4}年(?:\d{1,2}月(?:\d{1,2}日)?)?"

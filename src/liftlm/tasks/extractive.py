@@ -7,6 +7,7 @@ Every answer is text of the document, or an order that its positions or dates gi
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from liftlm.config import AnswerForm
 from liftlm.pauses import pause
+from liftlm.tasks.clause_questions import ClauseReader
 from liftlm.tasks.details import (
     ACCENTS,
     CAPITALISED,
@@ -90,6 +92,7 @@ class _Writer:
             for found in find_details(sentence.text, self.names, self.dull):
                 text = sentence.text[found.start : found.end]
                 pool.setdefault((found.kind, len(text.split())), {})[text] = None
+        self.clauses = ClauseReader(self.names) if language == "en" else None
         self.details = {key: list(texts) for key, texts in pool.items()}
         self.events = [event for sentence in sentences if (event := self._event(sentence)) is not None]
         self.dated = [event for event in self.events if event.year is not None]
@@ -97,19 +100,23 @@ class _Writer:
     # --- one sentence -------------------------------------------------------------------------------------------------
 
     def tasks_of(self, index: int, count: int) -> list[Task]:
-        """`count` different tasks for a sentence: first by its phrases, then by its details, then by its place."""
+        """`count` different tasks for a sentence: by its phrases, by its details, twice, by its place."""
         sentence = self.sentences[index]
         if word_count(sentence.text) < _SHORTEST:  # a number of a chapter, a lone word: not to be asked for
             return []
         about = self._about(index)
-        details = [*self._details(sentence), *self._whether(sentence)]
-        self.draw.shuffle(details)
+        asked, cut_out = list(self._asked(sentence)), [*self._details(sentence), *self._whether(sentence)]
+        self.draw.shuffle(asked)
+        self.draw.shuffle(cut_out)
+        pairs = itertools.zip_longest(asked, cut_out)
+        details = [task for pair in pairs for task in pair if task is not None]
         place = list(self._place(index))
         self.draw.shuffle(place)
         tasks: list[Task] = []
-        turns: list[Iterator[Task]] = [about, iter(details), about, iter(place)]
+        detail = iter(details)
+        turns: list[Iterator[Task]] = [about, detail, detail, about, iter(place)]
         if self.answers == "short":
-            turns = [iter(details)] * count + turns
+            turns = [detail] * count + turns
         position = 0
         while len(tasks) < count and position < (count + 1) * len(turns):
             task = next(turns[position % len(turns)], None)
@@ -173,6 +180,11 @@ class _Writer:
                     rarity = [math.log(len(self.sentences) / self.frequency[w.lower()] + 1) for w in part]
                     phrases.setdefault(" ".join(part), max(rarity) + 0.3 * len(part))
         return sorted(phrases, key=lambda phrase: -phrases[phrase])
+
+    def _asked(self, sentence: Sentence) -> Iterator[Task]:
+        """who, what, where, when, how many, why: as people ask, where the sentence's clauses are plain."""
+        for asked in self.clauses.questions(sentence) if self.clauses is not None else ():
+            yield self._task(asked.kind, sentence, asked.question, self._short(asked.answer, sentence.text))
 
     def _details(self, sentence: Sentence) -> Iterator[Task]:
         """who, where, when, how many: the detail taken out of the sentence and asked for."""
