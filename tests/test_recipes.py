@@ -18,6 +18,7 @@ from liftlm.absorbing import Adapter
 from liftlm.generating import Generated, Prompt
 from liftlm.models import Model
 from liftlm.segments import split_into_segments
+from liftlm.tasks.extractive import write_extractive_tasks
 from liftlm.training import StepMetrics
 from test_config import CONFIGS
 from test_tasks_llm import document as sentences
@@ -121,6 +122,26 @@ def test_the_recipe_for_answers_without_text(folder: Path) -> None:
         adapter, _ = Library().absorb_once(DOCUMENT, load_model(str(folder)), config)
     assert len(server.requests) == SENTENCES and adapter.tasks == 6 * SENTENCES
     assert all("By turns, an answer is a few words" in body["messages"][0]["content"] for body in server.requests)
+    assert len(adapter.report.epoch_losses) == 4 and adapter.report.epoch_losses[-1] < adapter.report.epoch_losses[0]
+
+
+def test_the_recipe_for_answers_without_text_or_server(folder: Path) -> None:
+    """Details alone as answers, four times; most of what a plain text is asked is asked as people would."""
+    document = Document(
+        "The mill",
+        "The miller sold nine sacks to Mara Olsen in March 1702. The town built a wheel of oak near the ford. In 1710 the old "
+        "wheel broke in the ice. Mara Olsen bought the mill for sixty marks. The council paid a boy to watch the weir.",
+    )
+    config = load_config(CONFIGS / "recall-short.yaml")
+    tasks = write_extractive_tasks(document.text, config.tasks.per_sentence, config.seed, config.tasks.answers)
+    adapter, _ = Library().absorb_once(document, load_model(str(folder)), config)
+    assert adapter.tasks == len(tasks)
+    short = [task for task in tasks if len(task.answer.split()) <= 4]
+    assert len(short) > len(tasks) / 2
+    assert (
+        sum(task.question.split()[0] in ("Who", "What", "When", "Where", "How", "Which") for task in short)
+        > len(short) / 2
+    )
     assert len(adapter.report.epoch_losses) == 4 and adapter.report.epoch_losses[-1] < adapter.report.epoch_losses[0]
 
 
