@@ -13,7 +13,7 @@ Printed for each: tokens of the examples a second over all steps but the first t
 process, and ours over the peer's. `roofline_share`: 4 FLOP a token and weight that it is multiplied with (forward, and
 back to the inputs; the weights themselves are frozen), over the measured peak of a bfloat16 matrix product on this
 machine; for `long`, where all tokens pass the head. `arithmetic_share`: the same with all products that are asked for, LoRA's
-too (6 FLOP a token and weight) and those of attention (two forward, five back, over half of tokens x tokens), so 1 / it is
+too (6 FLOP a token and weight) and those of attention (two forward, four back, over half of tokens x tokens), so 1 / it is
 what any program could still gain without doing less. `loss_max_rel_diff`: the largest relative difference of the two loss
 curves over 20 steps in float32; `loss_max_rel_diff_at_0.001` the same at twenty times the learning rate, where rounding grows.
 """
@@ -340,7 +340,7 @@ def arithmetic(model: Any, weights: int) -> float:
     lora = sum(RANK * (part.in_features + part.out_features) for part in linear)
     config = network.config
     width = config.num_attention_heads * (config.hidden_size // config.num_attention_heads)
-    attention = 7 * WORKLOADS["long"][0] * width * config.num_hidden_layers
+    attention = 6 * WORKLOADS["long"][0] * width * config.num_hidden_layers
     return float(4 * weights + 6 * lora + attention)
 
 

@@ -141,7 +141,7 @@ SURFACE: dict[str, tuple[list[tuple[str, bool, Any]], dict[str, Any]]] = {
             "--library": None,
         },
     ),
-    "score": ([("FOLDER", True, None)], JUDGE),
+    "score": ([("FOLDER", True, None)], {**JUDGE, "--against": None}),
     "serve": (
         [],
         {

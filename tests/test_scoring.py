@@ -470,19 +470,24 @@ def test_no_torch() -> None:
 # --- two folders ------------------------------------------------------------------------------------------------------
 
 
+def run_of(folder: Path, name: str = "toy") -> None:
+    (folder / "run.json").write_text(json.dumps({"benchmark": name}), encoding="utf-8")
+
+
 def test_two_folders_are_compared_question_by_question(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    right = ["Oswin", "Oswin", "Oswin", "Marta"]
-    scored(here, [row("lift", n, answer=right[n], answer_nll=1.0 + n) for n in range(4)])
-    # another recipe: other ids, the last question not asked, one more that the first folder lacks, a method of its own
+    right = ["Oswin", "Oswin", "Oswin", "Marta", "Marta"]
+    scored(here, [row("lift", n, answer=right[n], answer_nll=1.0 + n) for n in range(5)])
+    # another recipe: other ids; one question is not asked, one is another in its place, one is new; another method
     others = [
         row("lift", n, id=f"other/{n}", answer="Marta" if n else "Oswin", answer_nll=2.0 + n) for n in (0, 1, 2, 9)
     ]
-    scored(there, [*others, row("icl", 0, id="other/icl")])
+    scored(there, [*others, row("lift", 4, id="other/4", question="Who slept?"), row("icl", 0, id="other/icl")])
     entries = {entry["metric"]: entry for entry in compare_folders(here, there, Toy())}
     assert {entry["method"] for entry in entries.values()} == {"lift"}
     f1, nll = entries["token_f1"], entries["answer_nll"]
-    assert (f1["n"], f1["here"], f1["there"], f1["difference"]) == (3, 1.0, pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert (f1["n"], f1["here"], f1["there"]) == (3, 1.0, pytest.approx(1 / 3, abs=1e-6))
+    assert f1["difference"] == pytest.approx(2 / 3, abs=1e-6)
     assert (nll["n"], nll["here"], nll["there"], nll["difference"], nll["interval"]) == (
         3,
         2.0,
@@ -496,7 +501,23 @@ def test_two_folders_are_compared_question_by_question(tmp_path: Path) -> None:
     assert "| lift | answer_nll | 3 | 2.000 | 3.000 | -1.000 | [-1.000, -1.000] | 0.250 |" in table
 
 
-def test_folders_without_scores_or_anything_in_common_are_refused(tmp_path: Path) -> None:
+def test_the_means_of_two_folders_are_weighted_as_their_difference(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    cloze = Cloze()
+    masks = [{"<mask-0>": "Oswin"}, {f"<mask-{n}>": "Oswin" for n in range(4)}]
+    for folder, good in ((here, 1), (there, 0)):
+        rows = []
+        for n, mask in enumerate(masks):
+            wanted = json.dumps(mask)
+            answer = wanted if n == good else json.dumps(dict.fromkeys(mask, "x"))
+            rows.append(row("lift", n, id=f"{folder.name}/{n}", answers=[wanted], answer=answer, data={"masks": mask}))
+        scored(folder, rows, cloze)
+    entry = next(e for e in compare_folders(here, there, cloze) if e["metric"] == "exact_match")
+    assert entry["here"] - entry["there"] == pytest.approx(entry["difference"], abs=1e-5)
+    assert (entry["here"], entry["there"]) == (pytest.approx(0.8), pytest.approx(0.2))  # four of five masks, and one
+
+
+def test_folders_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     scored(here, [row("lift")])
     write(there, [row("lift")])
@@ -505,3 +526,21 @@ def test_folders_without_scores_or_anything_in_common_are_refused(tmp_path: Path
     scored(there, [row("icl")])
     with pytest.raises(ConfigError, match="in common"):
         compare_folders(here, there, Toy())
+    with pytest.raises(ConfigError, match="with itself"):
+        compare_folders(here, here, Toy())
+    run_of(here)
+    run_of(there, "needle")
+    with pytest.raises(ConfigError, match="of needle, not of toy"):
+        compare_folders(here, there, Toy())
+
+
+def test_what_two_judges_said_is_not_compared(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, judge in ((here, "one"), (there, "two")):
+        scored(folder, [row("lift", n, id=f"{folder.name}/{n}") for n in range(2)])
+        details = json.loads((folder / "details.json").read_text(encoding="utf-8"))
+        details["judge"] = judge
+        for values in details["rows"].values():
+            values["judge"] = 1.0
+        (folder / "details.json").write_text(json.dumps(details), encoding="utf-8")
+    assert "judge" not in {entry["metric"] for entry in compare_folders(here, there, Toy())}

@@ -255,6 +255,20 @@ def test_answers_in_chinese_are_as_long_as_they_are_wanted() -> None:
         assert all((said[task.start : task.end] not in task.answer) is alone for task in details), form
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Der alte Mann ging am Morgen in die Stadt, um Brot zu kaufen. Es war kalt, und er hatte keinen Mantel an. Die Stadt "
+        "war so neu, dass er lange still stand. Die Mitte des Platzes hatte ein Denkmal.",
+        "De oude man ging in de ochtend naar de stad. Het brood is duur in de stad. De man had een jas. Het is oud.",
+    ],
+)
+def test_what_is_not_english_is_not_turned_round(text: str) -> None:
+    tasks = write_extractive_tasks(text, 8)
+    assert tasks and not {task.question.split()[0] for task in tasks} & {"Who", "Why", "Whom"}
+    assert not any(task.kind == "what" for task in tasks)
+
+
 def test_statements_without_another_detail_to_put_in_are_not_asked_for() -> None:
     """Or yes would always be right."""
     text = "The old ferry lay under the frozen bridge of Tarn. Nobody had ever counted the planks of the wooden ferry."

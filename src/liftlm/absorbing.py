@@ -26,6 +26,7 @@ from liftlm.rows import SoftTargets
 from liftlm.segments import split_into_segments
 from liftlm.storage import canonical_json
 from liftlm.tasks import Task
+from liftlm.tasks.extractive import WRITER_VERSION
 from liftlm.training import OnStep, TrainingReport, train
 from liftlm.writing import ArrivingTasks
 
@@ -186,6 +187,8 @@ def adapter_id(document: Document, model: Model, config: LiftConfig, tasks: Sequ
     }  # fmt: skip
     if (start := start_fingerprint(config.adapter)) is not None:
         parts["start"] = start
+    if tasks is None and config.tasks.writer == "extractive":
+        parts["writer"] = WRITER_VERSION
     if tasks is not None:
         parts["tasks"] = [dataclasses.asdict(task) for task in tasks]
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]

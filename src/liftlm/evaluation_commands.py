@@ -112,6 +112,7 @@ def score(
     """Score an evaluation's predictions anew and write the report; needs no model."""
     _check_installed()
     _check_judge(judge_url, judge_model)
+    from liftlm.evaluation.folders import check_comparable, compare_folders, comparison_table
     from liftlm.evaluation.registry import make_benchmark
 
     try:
@@ -120,10 +121,10 @@ def score(
         raise ConfigError(
             f"{folder} is no folder of an evaluation.", "`lift evaluate … --out FOLDER` makes one."
         ) from None
+    if against is not None:
+        check_comparable(folder, against)
     _score(make_benchmark(name), folder, judge_url, judge_model, bert_score)
     if against is not None:
-        from liftlm.evaluation.folders import compare_folders, comparison_table
-
         print(comparison_table(compare_folders(folder, against, make_benchmark(name))))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from liftlm.errors import ConfigError
 from liftlm.evaluation.benchmark import Benchmark
-from liftlm.evaluation.comparing import compare, mean_of
+from liftlm.evaluation.comparing import compare, round_off, weighted_means
 from liftlm.evaluation.scoring import Row, read_predictions, tabulate
 
 _OTHER = "\0"  # behind the names of the other folder's methods
@@ -24,22 +24,27 @@ def compare_folders(folder: Path, other: Path, benchmark: Benchmark) -> list[dic
     """folder − other for each method and metric that both have, on the questions that both answered: entries of
     `comparing.compare` with the two means, `here` and `there`.
 
-    Questions are the same where document and question are. Raises ConfigError where a folder is not scored or nothing is shared.
+    Questions are the same where document, words and expected answers are. What a judge or an encoder said is compared where both
+    folders have the same one. Raises ConfigError where a folder is not scored, is another benchmark's, or nothing is shared.
     """
-    rows, found = _read(folder, "")
-    more, other_found = _read(other, _OTHER)
+    check_comparable(folder, other)
+    (rows, found, judges), (more, other_found, other_judges) = _read(folder, ""), _read(other, _OTHER)
+    known = {key: (row["question"], row["answers"]) for row in rows for key in [_key(row)]}
+    more = [row for row in more if known.get(_key(row)) == (row["question"], row["answers"])]
     found |= other_found
     metrics = tuple(dict.fromkeys(name for values in found.values() for name in values))
+    metrics = tuple(name for name in metrics if judges.get(name) == other_judges.get(name))
     table = tabulate(benchmark, [*rows, *more], found, metrics)
     methods = [method for method in table.values if method + _OTHER in table.values]
     everything = np.ones(len(table.questions), dtype=bool)
     entries = []
     for method in methods:
-        both = table.scored[method] & table.scored[method + _OTHER]
         for entry in compare(table, method, method + _OTHER, everything):
-            here, there = (table.column(name, entry["metric"]) for name in (method, method + _OTHER))
-            known = both & np.isfinite(here) & np.isfinite(there)
-            means = {"here": mean_of(here[known]), "there": mean_of(there[known])}
+            at = metrics.index(entry["metric"])
+            pair = np.stack([table.column(name, entry["metric"]) for name in (method, method + _OTHER)], axis=1)
+            both = np.isfinite(pair).all(axis=1)
+            (here, there), _ = weighted_means(pair[both], table.weights[both][:, [at, at]])
+            means = {"here": round_off(float(here)), "there": round_off(float(there))}
             entries.append({"method": method, **means, **{key: entry[key] for key in _KEPT}})
     if not entries:
         raise ConfigError(
@@ -47,6 +52,17 @@ def compare_folders(folder: Path, other: Path, benchmark: Benchmark) -> list[dic
             "Evaluate the same data by the same methods.",
         )
     return entries
+
+
+def check_comparable(folder: Path, other: Path) -> None:
+    """Before anything is scored. Raises ConfigError."""
+    if folder.resolve() == other.resolve():
+        raise ConfigError(f"{folder} is compared with itself.", "Give another folder to --against.")
+    names = [_json(path / "run.json").get("benchmark") for path in (folder, other)]
+    if not isinstance(_json(other / "details.json").get("rows"), dict):
+        raise ConfigError(f"{other} holds no scores.", f"First: lift score {other}")
+    if names[0] != names[1]:
+        raise ConfigError(f"{other} holds an evaluation of {names[1]}, not of {names[0]}.", "Give another folder.")
 
 
 _KEPT = ("metric", "n", "difference", "interval", "p_value")
@@ -67,12 +83,26 @@ def comparison_table(entries: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _read(folder: Path, mark: str) -> tuple[list[Row], dict[str, dict[str, float]]]:
-    """Rows and their scores by id, both told apart by the mark."""
-    try:
-        scores = json.loads((folder / "details.json").read_text(encoding="utf-8"))["rows"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(f"{folder} holds no scores.", f"First: lift score {folder}") from None
+def _read(folder: Path, mark: str) -> tuple[list[Row], dict[str, dict[str, float]], dict[str, Any]]:
+    """Rows, their scores by id (both told apart by the mark), and who said what a judge and an encoder have to say."""
+    details = _json(folder / "details.json")
+    scores = details.get("rows")
+    if not isinstance(scores, dict) or not all(isinstance(values, dict) for values in scores.values()):
+        raise ConfigError(f"{folder} holds no scores.", f"First: lift score {folder}")
     rows, _ = read_predictions(folder)
     marked: list[Row] = [row | {"id": row["id"] + mark, "method": row["method"] + mark} for row in rows]
-    return marked, {identity + mark: values for identity, values in scores.items()}
+    judges = {"judge": details.get("judge"), "bert_f1": details.get("encoder")}
+    return marked, {identity + mark: values for identity, values in scores.items()}, judges
+
+
+def _key(row: Row) -> tuple[str, str]:
+    return row["document_id"], row["question_id"]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Empty where there is none."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ RELATIVE = {"WDT", "WP", "WP$", "WRB"}
 BE = {"is", "are", "was", "were", "am"}
 HAVE = {"has", "have", "had"}
 DO = {"does", "do", "did"}
+_CONTRACTED = re.compile(r"n['’]t\b")
 _COUNTRIES = {"US", "U.S.", "UK"}  # taken for pronouns
 _BEFORE_NOUNS = {"DT", "PRP$", "CD", "JJ", "JJS", "JJR"}
 _YEAR = re.compile(YEAR)
@@ -46,7 +48,9 @@ class Token:
 
 
 def read_tokens(text: str) -> list[Token]:
-    """Of one sentence; none where the parser has changed its words, as it does to a few signs."""
+    """Of one sentence; none where the parser has changed its words, as it does to a few signs, or does not know them (hasn't)."""
+    if _CONTRACTED.search(text):
+        return []
     tokens: list[Token] = []
     at, before = 0, ""
     for piece in _parser()(text).split():
@@ -64,11 +68,22 @@ def read_tokens(text: str) -> list[Token]:
     return _with_verb(_mended(tokens))
 
 
+# both libraries read their tables when first asked, and a second thread would find them half read
+_LOADING = threading.Lock()
+
+
 @functools.cache
 def _parser() -> Callable[[str], str]:
-    from textblob.en import parse  # half a second
+    def parsed(text: str) -> str:
+        return str(parse(text, tokenize=True, tags=True, chunks=True))
 
-    return lambda text: str(parse(text, tokenize=True, tags=True, chunks=True))
+    with _LOADING:
+        from lemminflect import getLemma
+        from textblob.en import parse  # half a second
+
+        parsed("The dog barked.")
+        getLemma("barked", "VERB", lemmatize_oov=False)
+    return parsed
 
 
 def _mended(tokens: Sequence[Token]) -> list[Token]:
@@ -95,7 +110,12 @@ def _behind(before: Token, token: Token, following: Token | None) -> Token:
     participle = token.tag in ("VBD", "VBN", "VBG") and before.tag in _BEFORE_NOUNS
     if participle and following is not None and following.tag in NOUNS:
         token = replace(token, tag="JJ", chunk="NP", begins=False)  # the spotted fever
-    if token.tag == "VB" and before.lower in BE | HAVE:
+    objects = following is not None and following.tag in ("DT", "PRP$", "PRP", "NNP")
+    if token.tag == "NN" and before.tag == "MD" and verb_root(token.text) == token.lower:
+        token = replace(token, tag="VB", chunk="VP", begins=False)  # shall purchase
+    elif token.tag == "NN" and before.lower in HAVE and objects and verb_root(token.text) is not None:
+        token = replace(token, tag="VBN", chunk="VP", begins=False)  # has broadcast the show
+    elif token.tag == "VB" and before.lower in BE | HAVE:
         token = replace(token, tag="VBN")  # was recast
     elif token.tag == "VB" and before.tag in ("NNS", "NNPS") and token.begins:
         token = replace(token, tag="VBP")  # theories hold
@@ -152,6 +172,33 @@ def is_finite(tokens: Sequence[Token], at: int) -> bool:
     return behind < len(tokens) and (tokens[behind].chunk == "NP" or tokens[behind].tag in ("DT", "PRP$", "CD"))
 
 
+def list_end(tokens: Sequence[Token], comma: int) -> int:
+    """Behind the last member of a list that goes on at this comma: apples, pears and plums. The comma, where there is none."""
+    at = comma
+    while at < len(tokens) and tokens[at].text == ",":
+        last = at + 1 < len(tokens) and tokens[at + 1].lower in ("and", "or")
+        member = _member(tokens, at + 2 if last else at + 1)
+        if member is None:
+            return comma
+        at = member
+        if last:
+            return at
+        if at < len(tokens) and tokens[at].lower in ("and", "or"):
+            return _member(tokens, at + 1) or comma
+    return comma
+
+
+def _member(tokens: Sequence[Token], at: int) -> int | None:
+    """Behind the noun phrase that begins here, if it is not another clause's subject."""
+    begin = at
+    while at < len(tokens) and (tokens[at].chunk == "NP" or tokens[at].tag in NOUNS | {"DT", "JJ", "CD", "POS"}):
+        if tokens[at].tag == "CC":
+            break
+        at += 1
+    noun = at > begin and tokens[at - 1].tag in NOUNS | {"CD"}
+    return at if noun and not (at < len(tokens) and is_finite(tokens, at)) else None
+
+
 def noun_phrase(tokens: Sequence[Token]) -> int:
     """How many tokens at the beginning are a noun phrase, with what "of" and "and" add to it."""
     count = 0
@@ -160,6 +207,7 @@ def noun_phrase(tokens: Sequence[Token]) -> int:
         plain = token.chunk == "NP" or token.tag in {"DT", "CD", "POS", "JJ"} | NOUNS
         plain = plain or (token.tag == "VBN" and following is not None and following.tag in NOUNS)
         joins = token.lower == "of" or (token.lower == "and" and following is not None and following.chunk == "NP")
+        joins = joins or (token.text == "," and list_end(tokens, count) > count)
         if not plain and not (joins and count):
             break
         count += 1

@@ -14,21 +14,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from liftlm.tasks.chunks import BE, DO, HAVE, NAMES, NOUNS, VERBS, Token, is_noun, noun_phrase, verb_root
-from liftlm.tasks.clauses import PRONOUNS, SUBORDINATE, Clause, find_clauses
-from liftlm.tasks.details import DATE, MONTH
+from liftlm.tasks.clauses import PRONOUNS, SUBORDINATE, TIMES, Clause, find_clauses
+from liftlm.tasks.details import CAPITALISED, DATE, FUNCTION_WORDS, MONTH
 from liftlm.tasks.sentences import Sentence
 
 _POSSESSIVES = {"his": "he", "her": "she", "its": "it", "their": "they"}
 _MOST_NAME = 8  # words of a subject that a pronoun may stand for
 _FEWEST, _MOST = 5, 28  # words of a question
 _MOST_LEAD = 10  # words
+_DENIALS = {"not", "never", "no", "hardly", "scarcely", "neither", "nor", "nobody", "nothing"}
+_EMPTY = {"rain", "snow", "seem", "appear", "take", "happen", "turn", "say", "argue", "think", "know"}
 _SPAN = re.compile(rf"\b(?:between|before|after|from|to|than) (?:{DATE.pattern})")
+_OF_A_THING = re.compile(  # the war of 1709, late May 1709: not when something was
+    rf"\b(?:(?!(?:{MONTH}|spring|summer|autumn|winter|end|beginning|Day) )\w+ of|early|late|mid) (?:{DATE.pattern})"
+)
 _BEFORE_DATE = re.compile(r"\b(?:in|on|by|of|since|from|until|to|during|around) $")
 _BEHIND_DATE = re.compile(r"\s*(?:,|$)| (?:in|at|by|with|for|near)\b")
+_NAME = re.compile(rf"\b{CAPITALISED}(?: {CAPITALISED})*")
+_BEFORE_PLACE = re.compile(r"\b(?:in|at|of|from|near|on|into|around|the|a|an)\s$", re.IGNORECASE)
 _MONTH = re.compile(MONTH)
 _REASON = re.compile(r"(?:because|in order to|due to|owing to)\b", re.IGNORECASE)
 _PLACES = {"in", "at", "near", "inside", "outside", "beneath", "behind", "above", "below", "under"}
-_PLACES_OF_THINGS = {"near", "beneath", "behind", "under", "at"}  # without a name "in" may say anything
+_PLACES_OF_THINGS = {"near", "beneath", "behind", "inside", "outside"}  # without a name "in" and "at" may say anything
+_NO_PLACES = frozenset(
+    """
+    act age battle beginning championship conference cost cup election end era festival game games language league olympics
+    organization party period rate revolution speed time treaty war series season year
+    arabic chinese dutch english french german greek hebrew italian japanese latin russian spanish
+    """.split()  # noqa: SIM905
+)
 _NOT_LEFT_BEHIND = {"as", "than", "like", "per", "without", "within"}
 _MONEY = re.compile(r"[$£€]")
 # nouns that "who" asks for: by their ending, or one of these
@@ -66,36 +80,67 @@ class ClauseReader:
         self._names = names
         self._paragraph = -1
         self._subjects: dict[str, str] = {}  # by the pronoun that would stand for it
+        self._people: set[str] = set()  # all names of the paragraph so far: of people, for all that is known
 
     def questions(self, sentence: Sentence) -> list[Asked]:
         """All that the sentence's main clauses give. A pronoun stands for the last subject of its paragraph that fits."""
         if sentence.paragraph != self._paragraph:
-            self._paragraph, self._subjects = sentence.paragraph, {}
-        if not re.search(r"\b[Ii]ts?\b", sentence.text):
-            self._subjects.pop("it", None)  # stands for what was named just before only
-        found = []
+            self._paragraph, self._subjects, self._people = sentence.paragraph, {}, set()
+        known = self._subjects  # "it" and "they" stand for what the sentence before was about
+        self._subjects = {pronoun: owner for pronoun, owner in known.items() if pronoun in ("he", "she")}
+        found: list[Asked] = []
         for clause in find_clauses(sentence.text):
-            subject = self._subject(sentence.text, clause)
+            subject = self._subject(sentence.text, clause, known)
             if subject is not None:
-                found += [
-                    asked for asked in _Asker(sentence.text, clause, subject, self._names).all() if _is_good(asked)
-                ]
+                found += filter(_is_good, _Asker(sentence.text, clause, subject, self._names).all())
+        self._people |= set(_people(sentence.text, self._names))
         return found
 
-    def _subject(self, text: str, clause: Clause) -> str | None:
-        """As it is called within a question, None where it is not known whom a pronoun stands for."""
+    def _subject(self, text: str, clause: Clause, known: dict[str, str]) -> str | None:
+        """As it is called within a question; None where a pronoun may stand for anything. known: as before the sentence."""
         tokens = clause.subject
         words, first = text[tokens[0].start : tokens[-1].end], tokens[0]
+        pronoun = _POSSESSIVES.get(first.lower, first.lower)
+        if pronoun not in PRONOUNS:
+            words = _small(words, first, self._names)
+            if len(words.split()) <= _MOST_NAME:
+                self._subjects |= dict.fromkeys(_stands_for(tokens), words)
+            return words
+        owner = self._subjects.get(pronoun) or known.get(pronoun)
+        if owner is None or not self._alone(pronoun, owner) or (first.lower == "it" and _is_empty(text, clause)):
+            return None
+        self._subjects[pronoun] = owner  # and of the next sentence's pronoun
         if first.lower in PRONOUNS:
-            return self._subjects.get(first.lower)
-        if first.lower in _POSSESSIVES:
-            owner = self._subjects.get(_POSSESSIVES[first.lower])
-            mark = "’" if owner is not None and owner.endswith("s") else "’s"
-            return None if owner is None else f"{owner}{mark} {words[len(first.text) :].strip()}"
-        words = _small(words, first, self._names)
-        if len(words.split()) <= _MOST_NAME:
-            self._subjects |= dict.fromkeys(_stands_for(tokens), words)
-        return words
+            return owner
+        return f"{owner}{'’' if owner.endswith('s') else '’s'} {words[len(first.text) :].strip()}"
+
+    def _alone(self, pronoun: str, owner: str) -> bool:
+        """Whether "he" or "she" can be nobody else: the paragraph has no other name."""
+        return pronoun not in ("he", "she") or all(set(name.split()) & set(owner.split()) for name in self._people)
+
+
+def _people(text: str, names: set[str]) -> Iterator[str]:
+    """Names that may be a person's: not behind "in", "of", "the" and their like."""
+    for match in _NAME.finditer(text):
+        first = match.group().split()[0]
+        if (
+            first.lower() in FUNCTION_WORDS
+            or (match.start() == 0 and match.group() == first and first not in names)
+            or _MONTH.search(match.group())
+        ):
+            continue
+        if not _BEFORE_PLACE.search(text[: match.start()]):
+            yield match.group()
+
+
+def _is_empty(text: str, clause: Clause) -> bool:
+    """It rains, it is known that …, it took years to …"""
+    behind = text[clause.verb[0].start :]
+    says_what = clause.rest and clause.rest[0].tag in ("DT", "PRP$", "CD", "IN")
+    verb = next((token for token in reversed(clause.verb) if token.tag in VERBS), clause.verb[-1])
+    if clause.verb[0].lower in BE and len(clause.verb) == 1 and not says_what:
+        return True  # it is important
+    return verb_root(verb.text) in _EMPTY or re.search(r"\b(?:that|who|whether|to)\b", behind) is not None
 
 
 def _is_good(asked: Asked) -> bool:
@@ -112,6 +157,7 @@ def _small(words: str, first: Token, names: set[str]) -> str:
     """A sentence's first words as they are within one."""
     word = first.text
     name = word in names or first.tag in NAMES or (len(word) > 1 and not word[1:].islower())
+    name = name and not (word.lower() in FUNCTION_WORDS and word[1:] == word[1:].lower())
     return words if name or not words else words[0].lower() + words[1:]
 
 
@@ -165,7 +211,7 @@ class _Asker:
             yield from self._that()
             return
         yield from self._who()
-        if any(token.lower in ("not", "n't", "never") for token in self.clause.verb):
+        if any(token.lower in _DENIALS for token in (*self.clause.verb, *self.clause.rest)):
             return  # "What did she not do?" has many answers
         yield from self._when()
         yield from self._object()
@@ -228,7 +274,8 @@ class _Asker:
 
     def _when(self) -> Iterator[Asked]:
         rest, lead = self._said(self.clause.rest), self._said(self.clause.lead)
-        if len(DATE.findall(f"{lead} {rest}")) != 1 or _SPAN.search(f"{lead} {rest}"):
+        said = f"{lead} {rest}"
+        if len(DATE.findall(f"{self.subject} {said}")) != 1 or _SPAN.search(said) or _OF_A_THING.search(said):
             return
         match = DATE.search(lead)
         if match is not None:
@@ -249,17 +296,30 @@ class _Asker:
         to_do = len(following) == 2 and following[0].tag == "TO" and following[1].chunk == "VP"
         if to_do or (following and (following[0].tag in ("VBG", "VB", "CC", "VBN", "JJ") or following[0].text == ",")):
             return  # more of the object, or what it does
+        if any(token.lower in TIMES for token in thing) or (
+            len(thing) == 1 and thing[0].lower in ("place", "part", "way")
+        ):
+            return  # last year; take place
         passive = self.first.lower in BE and self.verbs[-1].tag == "VBN"
         if passive or (self.verbs[-1].lower in BE and len(thing) == 1 and thing[0].tag == "NN"):
             return
         behind = self._said(rest[count:])
-        counted = len(thing) > 1 and thing[0].tag == "CD" and thing[1].tag in ("NNS", "JJ", "NN")
-        if counted and not _MONEY.match(thing[0].text):
-            word = f"how many {self._said(thing[1:])}"
-            yield from self._ask("how many", word, behind, self._lead(), self._said(thing[:2]))
+        if thing[0].tag == "CD":
+            yield from self._how_many(thing, behind)
             return
         person = self._is() and "who" in (_question_word(thing), _question_word(self.clause.subject))
         yield from self._ask("what", "who" if person else "what", behind, self._lead(), self._said(thing))
+
+    def _how_many(self, thing: Sequence[Token], behind: str) -> Iterator[Asked]:
+        """Of things that are counted, not of money and shares: "fifty blocks of ice"."""
+        plain = _plain(thing)
+        mixed = any(token.tag == "CC" or token.text == "," for token in thing)
+        if len(plain) < 2 or plain[-1].tag != "NNS" or mixed or _MONEY.match(thing[0].text):
+            return
+        first = next(index for index, token in enumerate(plain) if token.tag != "CD")
+        if all(token.tag in ("JJ", "NN", "NNP", "NNS") for token in plain[first:]):
+            word = f"how many {self._said(thing[first:])}"
+            yield from self._ask("how many", word, behind, self._lead(), self._said(plain))
 
     def _preposition(self) -> Iterator[Asked]:
         """The last preposition with its noun phrase: where, or what, with the preposition left behind."""
@@ -277,7 +337,8 @@ class _Asker:
         if DATE.search(self._said(rest[at:])) or _MONTH.search(self._said(thing)):
             return
         before, named = self._said(rest[:at]), any(token.tag in NAMES for token in thing)
-        if preposition.lower in _PLACES and (named or preposition.lower in _PLACES_OF_THINGS):
+        a_place = not any(token.lower in _NO_PLACES for token in thing)
+        if preposition.lower in _PLACES and (named or preposition.lower in _PLACES_OF_THINGS) and a_place:
             yield from self._ask("where", "where", before, self._lead(), self._said(rest[at:]))
         elif preposition.lower not in _NOT_LEFT_BEHIND or (
             preposition.lower == "as" and at == 0 and self._is_passive()

@@ -10,7 +10,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from liftlm.tasks.chunks import FINITE, NOUNS, RELATIVE, VERBS, Token, group, is_finite, read_tokens
+from liftlm.tasks.chunks import (
+    FINITE,
+    NOUNS,
+    RELATIVE,
+    VERBS,
+    Token,
+    group,
+    is_finite,
+    list_end,
+    read_tokens,
+    verb_root,
+)
 
 PRONOUNS = {"he", "she", "it", "they"}
 SUBORDINATE = set("because although though while whereas unless if when where whereby since until as".split())  # noqa: SIM905
@@ -18,7 +29,9 @@ _MOST_SUBJECT = 14  # words
 _AND = {"and", "or", "but", "then"}
 _SHARES = {"most", "some", "all", "one", "many", "none", "each"}  # … of the monks
 _POINTING = {"this", "that", "these", "those", "such", "there", "here", "another", "other", "others", "both", "much", "more",
-             "nobody", "everything", "nothing"} | _SHARES  # fmt: skip
+             "nobody", "everything", "nothing", "no", "few", "little", "neither", "nor", "hardly", "not"} | _SHARES  # fmt: skip
+TIMES = {"second", "minute", "hour", "day", "night", "morning", "evening", "week", "month", "year", "decade", "century", "spring",
+         "summer", "autumn", "winter", "time"}  # fmt: skip
 _STOPS = {";", ":", ".", "?", "!", "—", "–", "--", "(", "but", "which", "who", "whose", "whom"}
 _WITHIN_SUBJECTS = NOUNS | {"DT", "CD", "POS", "JJ", "PRP$", "IN", "TO", "PRP"}
 
@@ -38,7 +51,7 @@ class Clause:
 
 def find_clauses(text: str) -> Iterator[Clause]:
     """Of one sentence. "and" may bring another verb of the same subject, which is a clause of its own."""
-    tokens = read_tokens(text)
+    tokens = read_tokens(text) if "|" not in text else []  # a row of a table
     while tokens and not re.search(r"\w", tokens[-1].text):
         tokens.pop()
     at = 0
@@ -163,8 +176,10 @@ def _is_subject(tokens: Sequence[Token]) -> bool:
         return False
     if len(tokens) > 2 and first.lower in _SHARES and tokens[1].lower == "of":
         first = tokens[2]
-    if first.lower in _POINTING:
+    if first.lower in _POINTING or not first.text[0].isalnum():
         return False
+    if first.lower in ("last", "next", "every", "each") and any(token.lower in TIMES for token in tokens):
+        return False  # every morning the abbot
     if any(token.tag == "PRP" or token.lower in PRONOUNS for token in tokens):
         return len(tokens) == 1 and first.lower in PRONOUNS
     if last.tag not in NOUNS | {"CD"} and last.text not in ('"', "”"):
@@ -176,14 +191,23 @@ def _is_subject(tokens: Sequence[Token]) -> bool:
 
 def _end(tokens: Sequence[Token], at: int) -> int:
     """Where another clause, an aside or a list of more verbs begins."""
+    listed = at  # a list of things reaches so far
     for index in range(at, len(tokens)):
         token, following = tokens[index], tokens[index + 1 : index + 3]
         word = token.lower
         if word in _STOPS or token.tag in RELATIVE - {"WRB"}:
             return index
+        if index < listed:
+            continue
+        if word == ",":
+            listed = list_end(tokens, index)
+            if listed > index:
+                continue
         if word == "," and (not following or _begins_aside(following)):
             return index
-        verb_next = bool(following) and (following[0].chunk == "VP" or following[0].tag == "PRP")
+        verb_next = bool(following) and (
+            following[0].chunk == "VP" or following[0].tag == "PRP" or _may_be_verb(following)
+        )
         if word in ("and", "or", "then") and (verb_next or (word != "then" and _is_clause(tokens, index + 1))):
             return index
         if (word in SUBORDINATE or word == "that") and _has_verb(tokens[index + 1 :]):
@@ -191,11 +215,20 @@ def _end(tokens: Sequence[Token], at: int) -> int:
     return len(tokens)
 
 
+def _may_be_verb(following: Sequence[Token]) -> bool:
+    """What was taken for a plural behind "and": and flows through Germany."""
+    first, behind = following[0], following[1:2]
+    follows = bool(behind) and behind[0].tag in ("IN", "DT", "TO", "PRP$")
+    return first.tag == "NNS" and follows and verb_root(first.text) not in (None, first.lower)
+
+
 def _is_clause(tokens: Sequence[Token], at: int) -> bool:
     """Whether a noun phrase and its verb follow."""
     begin = at
     while at < len(tokens) and (
-        tokens[at].chunk in ("NP", "PP") or tokens[at].tag in NOUNS | {"DT", "JJ", "POS", "CD"}
+        (tokens[at].lower == "and" and at > begin)
+        or tokens[at].chunk in ("NP", "PP")
+        or tokens[at].tag in NOUNS | {"DT", "JJ", "POS", "CD"}
     ):
         at += 1
     return begin < at < len(tokens) and is_finite(tokens, at)
