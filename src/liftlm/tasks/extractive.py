@@ -115,12 +115,11 @@ class _Writer:
         asked, cut_out = list(self._asked(sentence)), [*self._details(sentence), *self._whether(sentence)]
         self.draw.shuffle(asked)
         self.draw.shuffle(cut_out)
-        pairs = itertools.zip_longest(asked, cut_out)
-        details = [task for pair in pairs for task in pair if task is not None]
+        by_turns = [task for pair in itertools.zip_longest(asked, cut_out) for task in pair if task is not None]
         place = list(self._place(index))
         self.draw.shuffle(place)
         tasks: list[Task] = []
-        detail = iter(details)
+        detail = iter([*asked, *cut_out] if self.answers == "short" else by_turns)
         turns: list[Iterator[Task]] = [about, detail, detail, about, iter(place)]
         if self.answers == "short":
             turns = [detail] * count + turns
