@@ -115,9 +115,12 @@ def test_the_window_shows_what_was_recited_and_nothing_of_the_text() -> None:
 
 
 def test_answers_come_from_the_adapter_alone(tiny_model: Any) -> None:
-    config = load_config(
-        None, ["answering.context=recite", "answering.max_new_tokens=8", "answering.recitation.beams=3"]
-    )
+    training = [
+        "training.epochs=4",
+        "training.learning_rate=0.01",
+    ]  # enough for this model to say something else than before
+    recitation = ["answering.context=recite", "answering.max_new_tokens=8", "answering.recitation.beams=3"]
+    config = load_config(None, [*recitation, *training])
     adapter = absorb(Document("bell", TEXT), tiny_model, config)
     given = answer(tiny_model, adapter, "Who counted?", config=config)
     other = Document("bell", "Something else entirely, which is never looked at.")
