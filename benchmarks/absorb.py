@@ -122,16 +122,8 @@ def run_trainer(workload: str, steps: int, rate: float, dtype: str) -> dict[str,
             losses.append(float(loss.detach() if isinstance(loss, torch.Tensor) else loss[0].detach()))
             return loss
 
-    pad = model.tokenizer.pad_token_id
-
     def collate(batch: list[list[int]]) -> dict[str, torch.Tensor]:
-        rows = [examples[index] for index in batch[0]]
-        longest = max(len(row) for row in rows)
-        return {
-            "input_ids": torch.tensor([[*row.tokens, *[pad] * (longest - len(row))] for row in rows]),
-            "labels": torch.tensor([[*row.labels, *[-100] * (longest - len(row))] for row in rows]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
-        }
+        return padded([examples[index] for index in batch[0]], model.tokenizer.pad_token_id)
 
     torch.manual_seed(SEED)  # LoRA's A is random; ours is drawn in the same way
     network = get_peft_model(model.network, lora(config))
@@ -179,6 +171,16 @@ def run_trl(workload: str, steps: int, rate: float, dtype: str) -> dict[str, Any
             callbacks=[clock(stamps)],
         ).train()
     return result(tokens, stamps, [])
+
+
+def padded(rows: list[Any], pad: int) -> dict[str, torch.Tensor]:
+    """Examples as a batch of the peer's."""
+    longest = max(len(row) for row in rows)
+    return {
+        "input_ids": torch.tensor([[*row.tokens, *[pad] * (longest - len(row))] for row in rows]),
+        "labels": torch.tensor([[*row.labels, *[-100] * (longest - len(row))] for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
+    }
 
 
 def clock(stamps: list[float]) -> Any:
@@ -339,8 +341,7 @@ def arithmetic(model: Any, weights: int) -> float:
     linear = [part for part in network.base_model.layers.modules() if isinstance(part, torch.nn.Linear)]
     lora = sum(RANK * (part.in_features + part.out_features) for part in linear)
     config = network.config
-    width = config.num_attention_heads * (config.hidden_size // config.num_attention_heads)
-    attention = 6 * WORKLOADS["long"][0] * width * config.num_hidden_layers
+    attention = 6 * WORKLOADS["long"][0] * config.hidden_size * config.num_hidden_layers
     return float(4 * weights + 6 * lora + attention)
 
 

@@ -32,7 +32,8 @@ from typing import Any
 
 import torch
 
-PEERS = {"v4": (10, 5, 5e-5), "v4-fast": (1, 1, 3e-4)}  # tasks a sentence, epochs, learning rate
+CONFIGS = Path(__file__).parents[1] / "configs"
+PEERS = ("v4", "v4-fast")  # configs/lift-….yaml
 BATCH = 4  # tasks
 ROWS = 12  # questions measured at once
 LOOKS = 40  # at quality in the time that our run takes
@@ -116,51 +117,36 @@ def run_ours(changes: list[str], target: float, every: float | None, most: float
 
 def run_peer(name: str, changes: list[str], target: float, every: float | None, most: float | None) -> Clock:
     import transformers
-    from peft import LoraConfig, get_peft_model
+    from absorb import arguments, lora, padded
+    from peft import get_peft_model
 
     from liftlm import load_config, load_model
     from liftlm.demo import load_demo
     from liftlm.examples import make_task_examples
     from liftlm.tasks.extractive import write_extractive_tasks
 
-    per_sentence, epochs, rate = PEERS[name]
-    model = load_model(None, load_config(None, changes).model)
+    config = load_config(CONFIGS / f"lift-{name}.yaml", [*changes, "tasks.writer=extractive"])
+    model = load_model(None, config.model)
     document = load_demo()[0]
     clock = Clock(quality_of(model), target, every, most)
-    tasks = write_extractive_tasks(document.text, per_sentence, 0)
+    tasks = write_extractive_tasks(document.text, config.tasks.per_sentence, config.seed)
     examples = make_task_examples(tasks, model.tokenizer, document.title, model.window)
-    pad = model.tokenizer.pad_token_id
-
-    def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-        batch = [examples[index] for index in rows]
-        longest = max(map(len, batch))
-        return {
-            "input_ids": torch.tensor([[*row.tokens, *[pad] * (longest - len(row))] for row in batch]),
-            "labels": torch.tensor([[*row.labels, *[-100] * (longest - len(row))] for row in batch]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch]),
-        }
 
     class Looks(transformers.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
             clock.look(state.global_step, state.max_steps)
 
-    torch.manual_seed(0)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=128, lora_alpha=256, target_modules="all-linear")
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = transformers.TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=BATCH, num_train_epochs=epochs, learning_rate=rate,
-            adam_beta1=0.9, adam_beta2=0.98, weight_decay=1e-4, max_grad_norm=1.0, bf16=model.dtype == torch.bfloat16,
-            use_cpu=True, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
-            remove_unused_columns=False, dataloader_pin_memory=False, seed=0,
-        )  # fmt: skip
-        with contextlib.suppress(Enough):
-            transformers.Trainer(
-                model=get_peft_model(model.network, lora),
-                args=arguments,
-                train_dataset=list(range(len(examples))),
-                data_collator=collate,
-                callbacks=[Looks()],
-            ).train()
+    torch.manual_seed(config.seed)
+    batches = {"per_device_train_batch_size": BATCH, "num_train_epochs": config.training.epochs}
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
+        options = arguments(config, folder, str(model.dtype).removeprefix("torch."))
+        transformers.Trainer(
+            model=get_peft_model(model.network, lora(config)),
+            args=transformers.TrainingArguments(**options | batches | {"lr_scheduler_type": "linear"}),
+            train_dataset=examples,
+            data_collator=lambda rows: padded(rows, model.tokenizer.pad_token_id),
+            callbacks=[Looks()],
+        ).train()
     return clock
 
 
@@ -200,7 +186,10 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--every", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--most", type=float, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if unknown := set(filter(None, options.peers.split(","))) - set(PEERS):
+        parser.error(f"no peer is called {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
+    return options
 
 
 def main() -> None:

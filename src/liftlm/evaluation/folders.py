@@ -5,7 +5,6 @@ Reads what was scored; needs no model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import numpy as np
 from liftlm.errors import ConfigError
 from liftlm.evaluation.benchmark import Benchmark
 from liftlm.evaluation.comparing import compare, round_off, weighted_means
-from liftlm.evaluation.scoring import Row, read_predictions, tabulate
+from liftlm.evaluation.scoring import Row, read_json, read_predictions, tabulate
 
+_KEPT = ("metric", "n", "difference", "interval", "p_value")  # of `compare`
 _OTHER = "\0"  # behind the names of the other folder's methods
 
 
@@ -29,8 +29,8 @@ def compare_folders(folder: Path, other: Path, benchmark: Benchmark) -> list[dic
     """
     check_comparable(folder, other)
     (rows, found, judges), (more, other_found, other_judges) = _read(folder, ""), _read(other, _OTHER)
-    known = {key: (row["question"], row["answers"]) for row in rows for key in [_key(row)]}
-    more = [row for row in more if known.get(_key(row)) == (row["question"], row["answers"])]
+    known = [_asked(row) for row in rows]
+    more = [row for row in more if _asked(row) in known]
     found |= other_found
     metrics = tuple(dict.fromkeys(name for values in found.values() for name in values))
     metrics = tuple(name for name in metrics if judges.get(name) == other_judges.get(name))
@@ -58,14 +58,11 @@ def check_comparable(folder: Path, other: Path) -> None:
     """Before anything is scored. Raises ConfigError."""
     if folder.resolve() == other.resolve():
         raise ConfigError(f"{folder} is compared with itself.", "Give another folder to --against.")
-    names = [_json(path / "run.json").get("benchmark") for path in (folder, other)]
-    if not isinstance(_json(other / "details.json").get("rows"), dict):
+    names = [read_json(path / "run.json").get("benchmark") for path in (folder, other)]
+    if not isinstance(read_json(other / "details.json").get("rows"), dict):
         raise ConfigError(f"{other} holds no scores.", f"First: lift score {other}")
     if names[0] != names[1]:
         raise ConfigError(f"{other} holds an evaluation of {names[1]}, not of {names[0]}.", "Give another folder.")
-
-
-_KEPT = ("metric", "n", "difference", "interval", "p_value")
 
 
 def comparison_table(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -85,7 +82,7 @@ def comparison_table(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def _read(folder: Path, mark: str) -> tuple[list[Row], dict[str, dict[str, float]], dict[str, Any]]:
     """Rows, their scores by id (both told apart by the mark), and who said what a judge and an encoder have to say."""
-    details = _json(folder / "details.json")
+    details = read_json(folder / "details.json")
     scores = details.get("rows")
     if not isinstance(scores, dict) or not all(isinstance(values, dict) for values in scores.values()):
         raise ConfigError(f"{folder} holds no scores.", f"First: lift score {folder}")
@@ -95,14 +92,5 @@ def _read(folder: Path, mark: str) -> tuple[list[Row], dict[str, dict[str, float
     return marked, {identity + mark: values for identity, values in scores.items()}, judges
 
 
-def _key(row: Row) -> tuple[str, str]:
-    return row["document_id"], row["question_id"]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Empty where there is none."""
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
+def _asked(row: Row) -> tuple[Any, ...]:
+    return row["document_id"], row["question_id"], row["question"], row["answers"]

@@ -6,7 +6,6 @@ Everything that is shown was computed by scoring; this only words and formats it
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from liftlm.evaluation.scoring import (
     CONTROL,
     Row,
     rank,
+    read_json,
     read_predictions,
     read_rows,
 )
@@ -77,7 +77,7 @@ class _Found:
 
 
 def _read(folder: Path) -> _Found:
-    scores, details = _read_json(folder / "scores.json"), _read_json(folder / "details.json")
+    scores, details = read_json(folder / "scores.json"), read_json(folder / "details.json")
     if not scores or not details:
         raise BenchmarkDataError(f"{folder} is not scored yet.", "Score its predictions first.")
     rows, _ = read_predictions(folder)
@@ -87,7 +87,7 @@ def _read(folder: Path) -> _Found:
         plots = draw_plots(folder, scores, details, rows, _telling(scores, details))
     return _Found(
         folder=folder,
-        run=_read_json(folder / "run.json"),
+        run=read_json(folder / "run.json"),
         rows=rows,
         scores=scores,
         details=details,
@@ -95,16 +95,6 @@ def _read(folder: Path) -> _Found:
         contexts={row["id"]: row["text"] for row in read_rows(folder, "contexts")[0]},
         plots=plots,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise BenchmarkDataError(f"{path} cannot be read: {error}.", "Write it anew, or restore it.") from error
-    return value if isinstance(value, dict) else {}
 
 
 def _telling(scores: Mapping[str, Mapping[str, Any]], details: Mapping[str, Any]) -> list[str]:

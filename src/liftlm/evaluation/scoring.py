@@ -141,6 +141,17 @@ def read_rows(folder: Path, stem: str) -> tuple[list[Row], int]:
     return rows, unreadable
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """An object that the folder holds, empty where there is none. Raises BenchmarkDataError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BenchmarkDataError(f"{path} cannot be read: {error}.", "Write it anew, or restore it.") from error
+    return value if isinstance(value, dict) else {}
+
+
 def read_predictions(folder: Path) -> tuple[list[Row], int]:
     """One row a (document, question, method), sorted, and the number of unreadable lines. Of several rows the last counts.
 

@@ -14,7 +14,6 @@ from liftlm.tasks.chunks import (
     FINITE,
     NOUNS,
     RELATIVE,
-    VERBS,
     Token,
     group,
     is_finite,
@@ -237,7 +236,7 @@ def _is_clause(tokens: Sequence[Token], at: int) -> bool:
 def _has_verb(tokens: Sequence[Token]) -> bool:
     """Before the next comma."""
     stop = next((index for index, token in enumerate(tokens) if token.text in (",", ";")), len(tokens))
-    return any(token.tag in FINITE | {"VBN"} for token in tokens[:stop]) and any(token.tag in VERBS for token in tokens)
+    return any(token.tag in FINITE | {"VBN"} for token in tokens[:stop])
 
 
 def _begins_aside(following: Sequence[Token]) -> bool:

@@ -41,9 +41,8 @@ _SHORTEST = 4  # words
 _LONGEST_STATEMENT = 24  # words
 _PRONOUN = re.compile(r"(?:It|This|That|He|She|They|These|Those|We|I)\b")
 _BETWEEN_ORDERS = 12  # tasks
-_FUNCTION_SHARE = (
-    0.3  # of English text two fifths and more are function words, of Dutch or German a sixth look like one
-)
+# of English text two fifths and more are function words; of Dutch or German a sixth look like one
+_FUNCTION_SHARE = 0.3
 _REACH = 14  # words kept on each side of a detail that is asked for
 
 
@@ -96,10 +95,8 @@ class _Writer:
             for found in find_details(sentence.text, self.names, self.dull):
                 text = sentence.text[found.start : found.end]
                 pool.setdefault((found.kind, len(text.split())), {})[text] = None
-        english = language == "en" and _is_english(
-            [word for sentence in sentences for word in WORD.findall(sentence.text)]
-        )
-        self.clauses = ClauseReader(self.names) if english else None
+        english = _is_english([word for sentence in sentences for word in WORD.findall(sentence.text)])
+        self.clauses = ClauseReader(self.names) if language == "en" and english else None
         self.details = {key: list(texts) for key, texts in pool.items()}
         self.events = [event for sentence in sentences if (event := self._event(sentence)) is not None]
         self.dated = [event for event in self.events if event.year is not None]
