@@ -9,6 +9,9 @@ text ("closed"), with the evidence sentence in the window ("oracle") and, with -
 window of `model.window` tokens ("icl"); beside text `answering.strength_with_text` of the adapter acts. NLL of an unrelated
 text, with all of the adapter and with that part; for the demo also how many answers are right.
 Reading kept = oracle F1 after / before. A control absorbs another document instead (--other FILE, or --entry of one).
+
+With --own N, where what was learnt is lost: N of the tasks that the adapter was trained on, in their own words ("own"), and
+the questions of the data apart by whether some task of their evidence has their answer (token F1 of 0.6 and more).
 """
 
 from __future__ import annotations
@@ -37,9 +40,16 @@ from liftlm.examples import answer_example
 from liftlm.generating import Prompt, generate
 from liftlm.models import Model
 from liftlm.prompts import encode_text, question_turn, render_prompt
+from liftlm.tasks import Task
 from liftlm.tasks.sentences import split_into_sentences
+from liftlm.tasks.task import read_tasks_file
+from liftlm.training_report import StepMetrics
+from liftlm.writing import TASKS_FILE
 
 _UNRELATED = 1024  # tokens
+_SHORT = 8  # words
+_SAME = 0.6  # token F1
+_BEGINNING = 60  # characters of the evidence, by which it is found
 _FRAME = 192  # tokens of the window left for the prompt's words and the answer
 _STEP = 64  # tokens; so most questions get the same text, which is then computed once
 
@@ -59,11 +69,19 @@ def main() -> None:
         adapter = Library().open(Library().find_id(arguments.entry), model)
         absorbed = adapter.document
     else:
-        adapter = absorb(
-            absorbed, model, config, on_step=lambda step: print(f"{step.step}/{step.steps} {step.loss:.3f}")
-        )
+
+        def tell(step: StepMetrics) -> None:
+            print(f"{step.step}/{step.steps} {step.loss:.3f}")
+
+        if arguments.own:  # the library keeps the tasks
+            adapter, _ = Library().absorb_once(absorbed, model, config, on_step=tell)
+        else:
+            adapter = absorb(absorbed, model, config, on_step=tell)
     seconds = time.monotonic() - started
     after = _measure(model, adapter.id, config, document, rows, unrelated, arguments.icl)
+    if arguments.own:
+        tasks = read_tasks_file(Library().path / adapter.id / TASKS_FILE, len(adapter.document.text))
+        after |= _measure_own(model, adapter.id, document, rows, tasks, after, arguments.own, arguments.seed)
     row = {
         "name": arguments.name,
         "document": document.title,
@@ -81,7 +99,8 @@ def main() -> None:
     with Path(arguments.out).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
     for key in sorted(k for k in after if k != "answers"):
-        print(f"{key:<18} {before.get(key, before.get('unrelated_nll', 0)):8.3f} → {after[key]:8.3f}")
+        earlier = before.get(key, before["unrelated_nll"] if key.startswith("unrelated") else None)
+        print(f"{key:<26} {'' if earlier is None else f'{earlier:8.3f}':>8} → {after[key]:8.3f}")
     print(
         f"reading kept   {row['reading_kept']:.2f}, {seconds:.0f} s, peak {adapter.report.peak_memory_bytes / 1e9:.1f} GB"
     )
@@ -102,6 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--icl", action="store_true", help="measure truncated in-context learning too")
     parser.add_argument("--unrelated", help="a text whose NLL is measured too")
     parser.add_argument("--entry", help="id of a library entry to measure, instead of absorbing")
+    parser.add_argument("--own", type=int, metavar="N", help="ask N of the adapter's own tasks with short answers too")
     parser.add_argument("--other", help="a document to absorb instead (control)")
     return parser.parse_args()
 
@@ -176,6 +196,35 @@ def _measure(
     return measured | {"answers": answers}
 
 
+@torch.inference_mode()
+def _measure_own(
+    model: Model,
+    adapter: str,
+    document: Document,
+    rows: list[dict[str, Any]],
+    tasks: list[Task],
+    after: dict[str, Any],
+    count: int,
+    seed: int,
+) -> dict[str, Any]:
+    short = [task for task in dict.fromkeys(tasks) if len(task.answer.split()) <= _SHORT and task.kind != "yes or no"]
+    drawn = random.Random(seed).sample(short, min(count, len(short)))
+    asked = [{"question": task.question, "answer": task.answer} for task in drawn]
+    measured: dict[str, Any] = {}
+    with use_adapter(model, adapter):
+        _measure_way(model, "own", document, [row | {"evidence": ""} for row in asked], measured)
+    parted: dict[str, list[float]] = {"asked for": [], "not asked for": []}
+    for row, said in zip(rows, after["answers"]["closed"], strict=True):
+        at = document.text.find(row["evidence"][:_BEGINNING])
+        its = [task for task in tasks if task.start < at + len(row["evidence"]) and task.end > at] if at >= 0 else tasks
+        known = any(token_f1(task.answer, row["answer"]) >= _SAME for task in its)
+        parted["asked for" if known else "not asked for"].append(100 * token_f1(said, row["answer"]))
+    for name, scores in parted.items():
+        measured[f"closed_f1, {name}"] = sum(scores) / max(1, len(scores))
+        measured[f"questions {name}"] = len(scores)
+    return measured
+
+
 def _measure_way(
     model: Model, way: str, document: Document, rows: list[dict[str, Any]], measured: dict[str, Any]
 ) -> list[str]:
@@ -213,7 +262,7 @@ def read_answers(
 
 
 def _context(model: Model, way: str, document: Document, row: dict[str, Any]) -> list[int]:
-    if way == "closed":
+    if way in ("closed", "own"):
         return []
     if way == "oracle":
         return encode_text(model.tokenizer, row["evidence"])

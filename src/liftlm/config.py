@@ -116,6 +116,7 @@ class TasksConfig(_Branch):
     """Which questions are written from the document, and how they are trained on (paper: auxiliary tasks)."""
 
     writer: Literal["none", "extractive", "self", "llm"] = "extractive"
+    # of the writer extractive with short answers a mean: sentences with more to be asked for get more
     per_sentence: _Whole = Field(default=3, ge=1)
     # how long their answers are, which is how long answers become: a few words, a sentence, or some of each; auto = as the
     # writer is used to (docs/tasks.md)

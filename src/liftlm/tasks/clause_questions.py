@@ -47,16 +47,17 @@ _NOT_LEFT_BEHIND = {"as", "than", "like", "per", "without", "within"}
 _MONEY = re.compile(r"[$£€]")
 # nouns that "who" asks for: by their ending, or one of these
 _PERSON = re.compile(
-    r"(?:[a-z]{3}(?:er|or|ist|ian|ee)|men|man|women|woman|king|queen|people|president|captain|pope|monk|nun|bishop|knight|soldier|"
-    r"child|children|wife|husband|mother|father|son|daughter|brother|sister|boy|girl|priest|student|chief|duke|count|earl|prince|"
-    r"princess|general|saint|abbot|guard|clerk|miller|smith)s?$"
+    r"(?:[a-z]{3,}(?:er|or|ist|ian|ee)|[a-z]*(?:men|man|women|woman|smith|wife|wives|boy|girl|bishop)|"
+    r"(?:shep|goat|cow)herd|person|people|children|"
+    r"(?:grand|step|god)?(?:king|queen|president|captain|pope|monk|nun|knight|soldier|child|husband|mother|father|son|daughter|"
+    r"brother|sister|priest|student|chief|duke|count|earl|prince|princess|general|saint|abbot|guard|clerk))s?"
 )
 _NO_PERSON = frozenset(
     """
     behavior border career center century chapter charter cluster color committee computer copper corner cover degree dinner
     error factor feather fever fiber finger harbor labor layer letter manner master matter member motor number order paper power
     quarter register remainder river sector shelter shoulder silver summer supper theater timber tower tree vector water
-    weather winter
+    weather winter abdomen acumen omen regimen specimen
     """.split()  # noqa: SIM905
 )
 
@@ -168,7 +169,7 @@ def _stands_for(subject: Sequence[Token]) -> tuple[str, ...]:
         return ()
     if head.tag in ("NNS", "NNPS") or any(token.lower == "and" for token in _plain(subject)):
         return ("they",)
-    return ("he", "she") if _question_word(subject) in ("who", "who or what") else ("it",)
+    return ("he", "she") if question_word(subject) in ("who", "who or what") else ("it",)
 
 
 def _plain(phrase: Sequence[Token]) -> Sequence[Token]:
@@ -180,7 +181,7 @@ def _head(phrase: Sequence[Token]) -> Token | None:
     return next((token for token in reversed(_plain(phrase)) if token.tag in NOUNS), None)
 
 
-def _question_word(phrase: Sequence[Token]) -> str:
+def question_word(phrase: Sequence[Token]) -> str:
     """Names may be those of people or not; "the Nixon Administration" says which it is."""
     head, plain = _head(phrase), _plain(phrase)
     if head is None:
@@ -195,7 +196,7 @@ def _question_word(phrase: Sequence[Token]) -> str:
 
 
 def _is_person(word: str) -> bool:
-    return _PERSON.search(word) is not None and word.removesuffix("s") not in _NO_PERSON
+    return _PERSON.fullmatch(word) is not None and word.removesuffix("s") not in _NO_PERSON
 
 
 class _Asker:
@@ -265,8 +266,8 @@ class _Asker:
             return  # the sentence does not say who
         if self.first.tag == "VBP" and self.first.lower not in BE:
             return  # "who have" is no question
-        word = _question_word(subject)
-        if self._is() and rest and _question_word(rest[: noun_phrase(rest)]) == "who":
+        word = question_word(subject)
+        if self._is() and rest and question_word(rest[: noun_phrase(rest)]) == "who":
             word = "who"
         question = _question(word, self._said(self.clause.verb), self._said(rest), self._lead())
         if len(question.split()) > len(word.split()) + len(self.clause.verb):  # more than "Who was seen?"
@@ -307,7 +308,7 @@ class _Asker:
         if thing[0].tag == "CD":
             yield from self._how_many(thing, behind)
             return
-        person = self._is() and "who" in (_question_word(thing), _question_word(self.clause.subject))
+        person = self._is() and "who" in (question_word(thing), question_word(self.clause.subject))
         yield from self._ask("what", "who" if person else "what", behind, self._lead(), self._said(thing))
 
     def _how_many(self, thing: Sequence[Token], behind: str) -> Iterator[Asked]:
@@ -344,7 +345,7 @@ class _Asker:
             preposition.lower == "as" and at == 0 and self._is_passive()
         ):
             done_by = preposition.lower == "by" and self.first.lower in BE
-            word = _question_word(thing) if done_by else "what"
+            word = question_word(thing) if done_by else "what"
             yield from self._ask("what", word, _joined(before, preposition.lower), "", self._said(thing))
 
     def _last_preposition(self) -> int | None:

@@ -38,7 +38,11 @@ _TIME = re.compile(rf"(?:{MONTH}|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)days?)")
 YEAR = r"(?:1[0-9]|20)\d\d"
 DATE = re.compile(
     rf"\b(?:\d{{1,2}} (?:{MONTH})(?:,? {YEAR})?|(?:{MONTH})(?: \d{{1,2}},?)? {YEAR}|(?:{MONTH}) \d{{1,2}}\b"
-    rf"|(?<=\bin ){YEAR}|(?<=\bof ){YEAR}|(?<=\bby ){YEAR}|(?<=\bsince ){YEAR}|(?<=\bfrom ){YEAR}|(?<=\bto ){YEAR})\b"
+    + "".join(
+        rf"|(?<=\b{word} ){YEAR}"
+        for word in ("[Ii]n", "of", "[Bb]y", "[Ss]ince", "[Ff]rom", "to", "[Uu]ntil", "[Dd]uring")
+    )
+    + r")\b"
 )
 CJK_DATE = r"\d{4}年(?:\d{1,2}月(?:\d{1,2}日)?)?"
 _CJK_DATE = re.compile(CJK_DATE)

@@ -29,37 +29,43 @@ from liftlm.tasks.details import (
     Detail,
     find_details,
 )
+from liftlm.tasks.phrases import ask_phrases, in_place
 from liftlm.tasks.scripts import Language, language_of, telling_runs, word_count
 from liftlm.tasks.sentences import Sentence, split_into_sentences
 from liftlm.tasks.task import Task
 from liftlm.tasks.wordings import wordings_for
 
-WRITER_VERSION = 2  # raise it where the same text gets other tasks: what was absorbed with others is another adapter
+WRITER_VERSION = 3  # raise it where the same text gets other tasks: what was absorbed with others is another adapter
 _BREAK = re.compile(rf"[^\w\s'’.{ACCENTS}-]|\.\s|--|—|–")  # no phrase goes across
 _YEAR_ALONE = re.compile(rf"(?<![\d,.])({YEAR})(?!\d|,\d)")
 _SHORTEST = 4  # words
 _LONGEST_STATEMENT = 24  # words
 _PRONOUN = re.compile(r"(?:It|This|That|He|She|They|These|Those|We|I)\b")
 _BETWEEN_ORDERS = 12  # tasks
+_SENTENCES_BETWEEN_ORDERS = 4  # at least where answers are short: those of order are the longest
 # of English text two fifths and more are function words; of Dutch or German a sixth look like one
 _FUNCTION_SHARE = 0.3
-_REACH = 14  # words kept on each side of a detail that is asked for
+_FEWEST = 2  # tasks a sentence, where they go to sentences by what these have
+_ARTICLE = re.compile(r"^(?:the|an?) ")
 
 
 def write_extractive_tasks(text: str, per_sentence: int, seed: int = 0, answers: AnswerForm = "auto") -> list[Task]:
     """Tasks for every sentence, in the order of the text: `per_sentence` for each, and one of order for about twelve of them.
 
-    answers: `short` asks for details first and answers with these alone; `sentence` answers with whole sentences; else half of
-    a detail's answers are the detail, half its sentence.
+    answers: `short` asks for details first and answers with these alone, and `per_sentence` is a mean: where a sentence has less
+    to be asked for, others are asked for more. `sentence` answers with whole sentences; else half of a detail's answers are the
+    detail, half its sentence.
     """
     sentences = split_into_sentences(text)
     draw = random.Random(f"{seed}/{len(text)}/{text[:1000]}")
     writer = _Writer(sentences, draw, language_of(text), answers)
     tasks: list[Task] = []
-    every = max(1, _BETWEEN_ORDERS // per_sentence)
-    for index in range(len(sentences)):
+    every = max(1 if answers != "short" else _SENTENCES_BETWEEN_ORDERS, _BETWEEN_ORDERS // per_sentence)
+    details = [writer.details_of(index) for index in range(len(sentences))] if answers == "short" else []
+    counts = _allotted(list(map(len, details)), per_sentence) if details else [per_sentence] * len(sentences)
+    for index, count in enumerate(counts):
         pause()
-        tasks += writer.tasks_of(index, per_sentence)
+        tasks += writer.tasks_of(index, count, details[index] if details else writer.details_of(index))
         if index % every == every - 1:
             tasks += writer.order()
     return tasks
@@ -103,23 +109,18 @@ class _Writer:
 
     # --- one sentence -------------------------------------------------------------------------------------------------
 
-    def tasks_of(self, index: int, count: int) -> list[Task]:
-        """`count` different tasks for a sentence: by its phrases, by its details, twice, by its place."""
+    def tasks_of(self, index: int, count: int, details: Sequence[Task]) -> list[Task]:
+        """`count` different tasks for a sentence: by its phrases, by its details (`details_of`), twice, by its place."""
         sentence = self.sentences[index]
-        if word_count(sentence.text) < _SHORTEST:  # a number of a chapter, a lone word: not to be asked for
+        if not _is_askable(sentence):
             return []
-        about = self._about(index)
-        asked, cut_out = list(self._asked(sentence)), [*self._details(sentence), *self._whether(sentence)]
-        self.draw.shuffle(asked)
-        self.draw.shuffle(cut_out)
-        by_turns = [task for pair in itertools.zip_longest(asked, cut_out) for task in pair if task is not None]
-        place = list(self._place(index))
+        about, place = self._about(index), list(self._place(index))
         self.draw.shuffle(place)
-        tasks: list[Task] = []
-        detail = iter([*asked, *cut_out] if self.answers == "short" else by_turns)
+        detail = iter(details)
         turns: list[Iterator[Task]] = [about, detail, detail, about, iter(place)]
         if self.answers == "short":
             turns = [detail] * count + turns
+        tasks: list[Task] = []
         position = 0
         while len(tasks) < count and position < (count + 1) * len(turns):
             task = next(turns[position % len(turns)], None)
@@ -127,6 +128,32 @@ class _Writer:
             if task is not None and all(task.question != other.question for other in tasks):
                 tasks.append(task)
         return tasks
+
+    def details_of(self, index: int) -> list[Task]:
+        """All that can be asked of a sentence for a detail of it, what is to be asked first before the rest.
+
+        With short answers that is every answer once, before any is asked for in other words; else what people ask and what is cut
+        out by turns, and noun phrases where there is nothing else.
+        """
+        sentence = self.sentences[index]
+        if not _is_askable(sentence):
+            return []
+        asked, cut_out = list(self._asked(sentence)), list(self._details(sentence))
+        phrases, whether = list(self._noun_phrases(sentence)), list(self._whether(sentence))
+        if self.answers != "short":
+            cut_out += whether
+        for some in (asked, cut_out, phrases):
+            self.draw.shuffle(some)
+        if self.answers != "short":
+            by_turns = [task for pair in itertools.zip_longest(asked, cut_out) for task in pair if task is not None]
+            return by_turns + phrases
+        first: list[Task] = []
+        again: list[Task] = []
+        known: set[str] = set()
+        for task in (*asked, *cut_out, *phrases):
+            (again if _bare(task.answer) in known else first).append(task)
+            known.add(_bare(task.answer))
+        return [*first, *again, *whether]
 
     def _task(self, kind: str, sentence: Sentence, question: str, answer: str | None = None) -> Task:
         answer = sentence.text if answer is None else answer
@@ -189,6 +216,11 @@ class _Writer:
         for asked in self.clauses.questions(sentence) if self.clauses is not None else ():
             yield self._task(asked.kind, sentence, asked.question, self._short(asked.answer, sentence.text))
 
+    def _noun_phrases(self, sentence: Sentence) -> Iterator[Task]:
+        """Whatever else the sentence names, asked for in its place."""
+        for asked in ask_phrases(sentence.text) if self.clauses is not None else ():
+            yield self._task(asked.kind, sentence, asked.question, self._short(asked.answer, sentence.text))
+
     def _details(self, sentence: Sentence) -> Iterator[Task]:
         """who, where, when, how many: the detail taken out of the sentence and asked for."""
         text = sentence.text
@@ -202,11 +234,11 @@ class _Writer:
                     continue
                 question = self.draw.choice(self.says.when).format(event)
             elif kind == "how many":
-                question, words = _around(text, detail.start, detail.end, "how many"), f"{words} {detail.unit}"
+                question, words = in_place(text, detail.start, detail.end, "how many"), f"{words} {detail.unit}"
             elif detail.start == 0 and re.match(r" [a-z]", text[detail.end :]):
-                question = f"Who or what{_around(text, 0, detail.end, '')}"
+                question = f"Who or what{in_place(text, 0, detail.end, '')}"
             else:
-                question = _around(text, detail.start, detail.end, "which place" if kind == "where" else "who or what")
+                question = in_place(text, detail.start, detail.end, "which place" if kind == "where" else "who or what")
             yield self._task(kind, sentence, question, self._short(words, text))
 
     def _without(self, text: str, date: Detail) -> str:
@@ -320,18 +352,28 @@ class _Writer:
         return [Task(question, _capital(answer) + self.says.stop, "order", *evidence)]
 
 
+def _is_askable(sentence: Sentence) -> bool:
+    return word_count(sentence.text) >= _SHORTEST  # a number of a chapter, a lone word: not to be asked for
+
+
+def _allotted(has: Sequence[int], mean: int) -> list[int]:
+    """How many tasks each sentence gets, `mean` in the mean: all the details that it has, but none more than some number.
+
+    One that has few is asked for twice all the same.
+    """
+    wanted, most = mean * len(has), 1
+    while most < max(has) and sum(min(max(count, _FEWEST), most + 1) for count in has) <= wanted:
+        most += 1
+    return [min(max(count, _FEWEST), most) for count in has]
+
+
+def _bare(answer: str) -> str:
+    return _ARTICLE.sub("", answer.lower().rstrip("."))
+
+
 def _is_english(words: Sequence[str]) -> bool:
     """Other languages with blanks between words are asked in English too, but their sentences cannot be turned round."""
     return sum(word.lower() in FUNCTION_WORDS for word in words) >= _FUNCTION_SHARE * len(words)
-
-
-def _around(text: str, start: int, end: int, word: str) -> str:
-    """The words around a detail, with `word` in its place, as a question: "… sent how many blocks down the valley …?"."""
-    before, after = text[:start].split(), text[end:].split()
-    left = " ".join(before) if len(before) <= _REACH else "… " + " ".join(before[-_REACH:])
-    right = " ".join(after).rstrip(".;:,") if len(after) <= _REACH else " ".join(after[:_REACH]) + " …"
-    glue = "" if not after or text[end : end + 1].strip() else " "
-    return f"{left} {word}".lstrip() + f"{glue}{right}?"
 
 
 def _capital(text: str) -> str:
