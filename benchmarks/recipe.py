@@ -64,7 +64,7 @@ def main() -> None:
         model.encode(Path(arguments.unrelated).read_text(encoding="utf-8"))[:_UNRELATED] if arguments.unrelated else []
     )
     before = _measure(model, None, config, document, rows, unrelated, arguments.icl)
-    started = time.monotonic()
+    started, new = time.monotonic(), arguments.entry is None
     if arguments.entry:
         adapter = Library().open(Library().find_id(arguments.entry), model)
         absorbed = adapter.document
@@ -74,10 +74,10 @@ def main() -> None:
             print(f"{step.step}/{step.steps} {step.loss:.3f}")
 
         if arguments.own:  # the library keeps the tasks
-            adapter, _ = Library().absorb_once(absorbed, model, config, on_step=tell)
+            adapter, new = Library().absorb_once(absorbed, model, config, on_step=tell)
         else:
             adapter = absorb(absorbed, model, config, on_step=tell)
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - started if new else adapter.report.seconds
     after = _measure(model, adapter.id, config, document, rows, unrelated, arguments.icl)
     if arguments.own:
         tasks = read_tasks_file(Library().path / adapter.id / TASKS_FILE, len(adapter.document.text))
@@ -123,7 +123,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--entry", help="id of a library entry to measure, instead of absorbing")
     parser.add_argument("--own", type=int, metavar="N", help="ask N of the adapter's own tasks with short answers too")
     parser.add_argument("--other", help="a document to absorb instead (control)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.own and arguments.other:
+        parser.error("--own asks about the document that was absorbed; leave --other out")
+    return arguments
 
 
 def load_questions(

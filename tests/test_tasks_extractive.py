@@ -267,6 +267,29 @@ def test_short_answers_go_to_sentences_by_what_these_have() -> None:
     assert len(first) > 100 and sum(len(set(answers)) == 3 for answers in first) > 0.9 * len(first)
 
 
+def test_what_has_few_details_is_asked_for_all_the_same() -> None:
+    chinese = (
+        "1998年，李明在上海创办了一家茶馆。茶馆在2003年搬到了苏州。他的妹妹后来在2010年接手了生意，并且把它改成了书店。"
+    )
+    for mean in (3, 6):
+        tasks = [task for task in write_extractive_tasks(chinese, mean, 0, "short") if task.kind not in ORDERS]
+        assert len(tasks) == 3 * mean
+    assert len(write_extractive_tasks("They were glad of it and went on.", 3, 0, "short")) == 2
+    assert len(write_extractive_tasks("They were glad of it and went on.", 1, 0, "short")) == 1
+
+
+def test_a_date_at_the_beginning_is_taken_out_with_its_preposition() -> None:
+    asked = [
+        task
+        for task in write_extractive_tasks("During 1841 the old mill stood idle by the river.", 9)
+        if task.kind == "when"
+    ]
+    assert asked and not any("uring" in task.question for task in asked)
+    assert not any(
+        task.answer.endswith("..") for task in write_extractive_tasks("They moved to the U.S. in 1990.", 9, 0, "short")
+    )
+
+
 def test_answers_in_chinese_are_as_long_as_they_are_wanted() -> None:
     said = (
         "1998年，李明在上海创办了一家茶馆。茶馆在2003年搬到了苏州。他的妹妹后来在2010年接手了生意，并且把它改成了书店。"

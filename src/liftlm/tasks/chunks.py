@@ -47,25 +47,27 @@ class Token:
         return self.text.lower()
 
 
-def read_tokens(text: str) -> list[Token]:
+@functools.lru_cache(maxsize=8)  # a sentence is read for its clauses and for its phrases
+def read_tokens(text: str) -> tuple[Token, ...]:
     """Of one sentence; none where the parser has changed its words, as it does to a few signs, or does not know them (hasn't)."""
+    text = text.replace("’", "'")  # which it does not know
     if _CONTRACTED.search(text):
-        return []
+        return ()
     tokens: list[Token] = []
     at, before = 0, ""
     for piece in _parser()(text).split():
         parts = piece.rsplit("/", 3)
         if len(parts) != 4:
-            return []
+            return ()
         word, tag, chunk, _ = parts
         word = word.replace("&slash;", "/")
         start = text.find(word, at)
         if start < 0 or text[at:start].strip():
-            return []
+            return ()
         name = chunk[2:] if chunk != "O" else ""
         tokens.append(Token(word, tag, name, chunk.startswith("B-") or name != before, start, start + len(word)))
         before, at = name, start + len(word)
-    return _with_verb(_mended(tokens))
+    return tuple(_with_verb(_mended(tokens)))
 
 
 # both libraries read their tables when first asked, and a second thread would find them half read

@@ -48,8 +48,8 @@ _MONEY = re.compile(r"[$£€]")
 # nouns that "who" asks for: by their ending, or one of these
 _PERSON = re.compile(
     r"(?:[a-z]{3,}(?:er|or|ist|ian|ee)|[a-z]*(?:men|man|women|woman|smith|wife|wives|boy|girl|bishop)|"
-    r"(?:shep|goat|cow)herd|person|people|children|"
-    r"(?:grand|step|god)?(?:king|queen|president|captain|pope|monk|nun|knight|soldier|child|husband|mother|father|son|daughter|"
+    r"(?:shep|goat|cow)herd|person|people|(?:grand|step|god|school)?child(?:ren)?|"
+    r"(?:arch|grand|step|god|vis)?(?:king|queen|president|captain|pope|monk|nun|knight|soldier|husband|mother|father|son|daughter|"
     r"brother|sister|priest|student|chief|duke|count|earl|prince|princess|general|saint|abbot|guard|clerk))s?"
 )
 _NO_PERSON = frozenset(
@@ -57,9 +57,10 @@ _NO_PERSON = frozenset(
     behavior border career center century chapter charter cluster color committee computer copper corner cover degree dinner
     error factor feather fever fiber finger harbor labor layer letter manner master matter member motor number order paper power
     quarter register remainder river sector shelter shoulder silver summer supper theater timber tower tree vector water
-    weather winter abdomen acumen omen regimen specimen
+    weather winter answer disaster server abdomen bitumen ramen acumen omen regimen specimen
     """.split()  # noqa: SIM905
 )
+_NO_PERSON_ENDS = ("water", "paper", "power", "tower", "meter", "metre", "number", "river", "flower")
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,8 @@ def question_word(phrase: Sequence[Token]) -> str:
 
 
 def _is_person(word: str) -> bool:
-    return _PERSON.fullmatch(word) is not None and word.removesuffix("s") not in _NO_PERSON
+    last = word.rsplit("-", 1)[-1].removesuffix("s")
+    return _PERSON.fullmatch(last) is not None and last not in _NO_PERSON and not last.endswith(_NO_PERSON_ENDS)
 
 
 class _Asker:

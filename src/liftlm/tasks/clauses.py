@@ -50,7 +50,7 @@ class Clause:
 
 def find_clauses(text: str) -> Iterator[Clause]:
     """Of one sentence. "and" may bring another verb of the same subject, which is a clause of its own."""
-    tokens = read_tokens(text) if "|" not in text else []  # a row of a table
+    tokens = list(read_tokens(text)) if "|" not in text else []  # a row of a table
     while tokens and not re.search(r"\w", tokens[-1].text):
         tokens.pop()
     at = 0

@@ -82,3 +82,10 @@ def find_details(text: str, names: set[str], dull: frozenset[str]) -> Iterator[D
     for match in _COUNT.finditer(text):
         if match.group(1) not in dull and not any(match.start() < d.end() and d.start() < match.end() for d in dates):
             yield Detail("how many", *match.span(), match.group(1))
+
+
+def capital(text: str) -> str:
+    """Its first letter as a capital, where it has one."""
+    first = text[:1].upper()
+    # ß and the ligatures of some PDFs have no single capital, and the micro sign's is another letter's
+    return first + text[1:] if len(first) == 1 and first.lower() == text[:1].lower() else text

@@ -1,8 +1,8 @@
 """The writer that needs no model: tasks cut from the document's own sentences. Deterministic, quick, faithful.
 
 Every answer is text of the document, or an order that its positions or dates give. Every sentence is asked for
-`per_sentence` times, each time in another way, since it is the variety of questions that makes a fact findable
-(docs/tasks.md). Knows only text.
+`per_sentence` times (with short answers in the mean), each time in another way, since it is the variety of questions that
+makes a fact findable (docs/tasks.md). Knows only text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from liftlm.config import AnswerForm
@@ -27,6 +27,7 @@ from liftlm.tasks.details import (
     WORD,
     YEAR,
     Detail,
+    capital,
     find_details,
 )
 from liftlm.tasks.phrases import ask_phrases, in_place
@@ -52,17 +53,24 @@ _ARTICLE = re.compile(r"^(?:the|an?) ")
 def write_extractive_tasks(text: str, per_sentence: int, seed: int = 0, answers: AnswerForm = "auto") -> list[Task]:
     """Tasks for every sentence, in the order of the text: `per_sentence` for each, and one of order for about twelve of them.
 
-    answers: `short` asks for details first and answers with these alone, and `per_sentence` is a mean: where a sentence has less
-    to be asked for, others are asked for more. `sentence` answers with whole sentences; else half of a detail's answers are the
-    detail, half its sentence.
+    answers: `short` asks for details first and answers with these alone; of English text `per_sentence` is then a mean, at most:
+    where a sentence has less to be asked for, others are asked for more, and one of order comes after four sentences or more.
+    `sentence` answers with whole sentences; else half of a detail's answers are the detail, half its sentence.
     """
     sentences = split_into_sentences(text)
     draw = random.Random(f"{seed}/{len(text)}/{text[:1000]}")
     writer = _Writer(sentences, draw, language_of(text), answers)
     tasks: list[Task] = []
-    every = max(1 if answers != "short" else _SENTENCES_BETWEEN_ORDERS, _BETWEEN_ORDERS // per_sentence)
-    details = [writer.details_of(index) for index in range(len(sentences))] if answers == "short" else []
-    counts = _allotted(list(map(len, details)), per_sentence) if details else [per_sentence] * len(sentences)
+    every = max(_SENTENCES_BETWEEN_ORDERS if answers == "short" else 1, _BETWEEN_ORDERS // per_sentence)
+    counts = [per_sentence] * len(sentences)
+    details: list[list[Task]] = []
+    if writer.clauses is not None and answers == "short":
+        for index in range(len(sentences)):
+            pause()
+            details.append(list(writer.details_of(index)))
+        counts = _allotted(
+            [len(some) if _is_askable(s) else 0 for s, some in zip(sentences, details, strict=True)], per_sentence
+        )
     for index, count in enumerate(counts):
         pause()
         tasks += writer.tasks_of(index, count, details[index] if details else writer.details_of(index))
@@ -109,7 +117,7 @@ class _Writer:
 
     # --- one sentence -------------------------------------------------------------------------------------------------
 
-    def tasks_of(self, index: int, count: int, details: Sequence[Task]) -> list[Task]:
+    def tasks_of(self, index: int, count: int, details: Iterable[Task]) -> list[Task]:
         """`count` different tasks for a sentence: by its phrases, by its details (`details_of`), twice, by its place."""
         sentence = self.sentences[index]
         if not _is_askable(sentence):
@@ -129,7 +137,7 @@ class _Writer:
                 tasks.append(task)
         return tasks
 
-    def details_of(self, index: int) -> list[Task]:
+    def details_of(self, index: int) -> Iterator[Task]:
         """All that can be asked of a sentence for a detail of it, what is to be asked first before the rest.
 
         With short answers that is every answer once, before any is asked for in other words; else what people ask and what is cut
@@ -137,27 +145,37 @@ class _Writer:
         """
         sentence = self.sentences[index]
         if not _is_askable(sentence):
-            return []
-        asked, cut_out = list(self._asked(sentence)), list(self._details(sentence))
-        phrases, whether = list(self._noun_phrases(sentence)), list(self._whether(sentence))
+            return
+        asked, cut_out, whether = (
+            list(self._asked(sentence)),
+            list(self._details(sentence)),
+            list(self._whether(sentence)),
+        )
         if self.answers != "short":
             cut_out += whether
-        for some in (asked, cut_out, phrases):
-            self.draw.shuffle(some)
+        self.draw.shuffle(asked)
+        self.draw.shuffle(cut_out)
         if self.answers != "short":
-            by_turns = [task for pair in itertools.zip_longest(asked, cut_out) for task in pair if task is not None]
-            return by_turns + phrases
-        first: list[Task] = []
+            yield from (task for pair in itertools.zip_longest(asked, cut_out) for task in pair if task is not None)
+            yield from self._noun_phrases(sentence)
+            return
         again: list[Task] = []
+        questions: set[str] = set()
         known: set[str] = set()
-        for task in (*asked, *cut_out, *phrases):
-            (again if _bare(task.answer) in known else first).append(task)
+        for task in (*asked, *cut_out, *self._noun_phrases(sentence), *whether):
+            if task.question in questions:
+                continue
+            questions.add(task.question)
+            if task.kind == "yes or no" or _bare(task.answer) in known:
+                again.append(task)
+            else:
+                yield task
             known.add(_bare(task.answer))
-        return [*first, *again, *whether]
+        yield from again
 
     def _task(self, kind: str, sentence: Sentence, question: str, answer: str | None = None) -> Task:
         answer = sentence.text if answer is None else answer
-        return Task(question, _capital(answer), kind, sentence.start, sentence.end)
+        return Task(question, capital(answer), kind, sentence.start, sentence.end)
 
     def _about(self, index: int) -> Iterator[Task]:
         """The sentence by its salient phrases: each time others of them, in other words.
@@ -217,8 +235,10 @@ class _Writer:
             yield self._task(asked.kind, sentence, asked.question, self._short(asked.answer, sentence.text))
 
     def _noun_phrases(self, sentence: Sentence) -> Iterator[Task]:
-        """Whatever else the sentence names, asked for in its place."""
-        for asked in ask_phrases(sentence.text) if self.clauses is not None else ():
+        """Whatever else the sentence names, asked for in its place, in any order."""
+        phrases = list(ask_phrases(sentence.text)) if self.clauses is not None else []
+        self.draw.shuffle(phrases)
+        for asked in phrases:
             yield self._task(asked.kind, sentence, asked.question, self._short(asked.answer, sentence.text))
 
     def _details(self, sentence: Sentence) -> Iterator[Task]:
@@ -246,7 +266,7 @@ class _Writer:
         if self.language != "en":
             start, end = text[: date.start].rstrip("在于自至"), text[date.end :].lstrip("に、，")
             return (start + end).strip(" ，、。")
-        start = re.sub(r"\b(?:in|on|by|of|since|from|until) $", "", text[: date.start], flags=re.IGNORECASE)
+        start = re.sub(r"\b(?:in|on|by|of|since|from|until|during|to) $", "", text[: date.start], flags=re.IGNORECASE)
         return " ".join(f"{start} {text[date.end :]}".strip(" ,.;:").split()).replace(" ,", ",")
 
     def _whether(self, sentence: Sentence) -> Iterator[Task]:
@@ -287,7 +307,7 @@ class _Writer:
         """The detail alone, or the sentence that holds it, with `both` behind the detail: half of each unless one is wanted."""
         alone = self.draw.random() < 0.5
         if self.answers == "short" or (self.answers != "sentence" and alone):
-            return detail + self.says.stop
+            return detail.removesuffix(self.says.stop) + self.says.stop
         blank = " " if self.language == "en" else ""
         return f"{detail}{self.says.stop}{blank}{sentence}" if both else sentence
 
@@ -345,11 +365,11 @@ class _Writer:
         where = "" if by_year else self.says.of_the_text
         if len(distinct) == 2:
             question = self.draw.choice(self.says.first).format(distinct[0].words, distinct[1].words) + where
-            return [Task(question, _capital(ordered[0].words) + self.says.stop, "first", *evidence)]
+            return [Task(question, capital(ordered[0].words) + self.says.stop, "first", *evidence)]
         listed = self.says.semicolon.join(event.words for event in distinct)
         question = self.draw.choice(self.says.order).format(n=len(distinct), events=listed) + where
         answer = self.says.semicolon.join(event.words for event in ordered)
-        return [Task(question, _capital(answer) + self.says.stop, "order", *evidence)]
+        return [Task(question, capital(answer) + self.says.stop, "order", *evidence)]
 
 
 def _is_askable(sentence: Sentence) -> bool:
@@ -357,14 +377,15 @@ def _is_askable(sentence: Sentence) -> bool:
 
 
 def _allotted(has: Sequence[int], mean: int) -> list[int]:
-    """How many tasks each sentence gets, `mean` in the mean: all the details that it has, but none more than some number.
+    """How many tasks each sentence gets, at most `mean` in the mean: all the details that it has, but none more than some number.
 
-    One that has few is asked for twice all the same.
+    One that has hardly any is asked for twice all the same, unless it has none because it is not to be asked for.
     """
-    wanted, most = mean * len(has), 1
-    while most < max(has) and sum(min(max(count, _FEWEST), most + 1) for count in has) <= wanted:
+    least = min(mean, _FEWEST)
+    wanted, most = mean * sum(count > 0 for count in has), least
+    while most < max(has) and sum(min(max(count, least), most + 1) for count in has if count) <= wanted:
         most += 1
-    return [min(max(count, _FEWEST), most) for count in has]
+    return [min(max(count, least), most) for count in has]
 
 
 def _bare(answer: str) -> str:
@@ -374,9 +395,3 @@ def _bare(answer: str) -> str:
 def _is_english(words: Sequence[str]) -> bool:
     """Other languages with blanks between words are asked in English too, but their sentences cannot be turned round."""
     return sum(word.lower() in FUNCTION_WORDS for word in words) >= _FUNCTION_SHARE * len(words)
-
-
-def _capital(text: str) -> str:
-    first = text[:1].upper()
-    # ß and the ligatures of some PDFs have no single capital, and the micro sign's is another letter's
-    return first + text[1:] if len(first) == 1 and first.lower() == text[:1].lower() else text

@@ -10,17 +10,19 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
-from liftlm.tasks.chunks import NAMES, NOUNS, Token, read_tokens, verb_root
+from liftlm.tasks.chunks import NAMES, NOUNS, RELATIVE, Token, read_tokens, verb_root
 from liftlm.tasks.clause_questions import Asked, question_word
 from liftlm.tasks.clauses import TIMES
-from liftlm.tasks.details import DATE, FUNCTION_WORDS, MONTH, YEAR
+from liftlm.tasks.details import DATE, FUNCTION_WORDS, MONTH, YEAR, capital
 
-_TIME = re.compile(rf"\b(?:{MONTH}|{YEAR})\b")
+_TIME = re.compile(rf"\b(?:{YEAR}\b(?! [a-z]+s\b)|(?:{MONTH})\b(?! [A-Z]))")  # not 1500 soldiers, not April Jones
 _COMMA, _AND = re.compile(r", "), re.compile(r",? (?:and|or) ")
-_POSSESSIVE = re.compile(r"['’]s?(?=\s|$)")
+_POSSESSIVE = re.compile(r"['’]s?(?!\w)")
 _MOST = 10  # words of a phrase
+_FEWEST = 4  # words of a question
 _REACH = 14  # words kept on each side of what is asked for
-_WITHIN = NOUNS | {"DT", "CD", "POS", "JJ", "JJR", "JJS", "PRP$", "VBN", "VBG", "RB", "$", "#", "PDT"}
+_OWNED = NOUNS | {"JJ", "JJR", "JJS", "CD"}
+_WITHIN = _OWNED | {"DT", "POS", "PRP$", "VBN", "VBG", "RB", "$", "#", "PDT"}
 _BEGINS_NOTHING = {"VBN", "VBG", "RB", "POS"}
 # nouns that answer nothing by themselves
 _EMPTY = TIMES | set(
@@ -33,20 +35,27 @@ _EMPTY = TIMES | set(
 
 def ask_phrases(text: str) -> Iterator[Asked]:
     """One question for each phrase of a sentence, for the parts of one ("the loft of the sawmill"), and for each list of them."""
-    if "|" in text:  # a row of a table
+    if "|" in text or text.rstrip("\"'”’)] ").endswith(("?", "!")):  # a row of a table; a question
         return
-    dates = [match.span() for match in (*DATE.finditer(text), *_TIME.finditer(text))]
-    phrases = list(_phrases(read_tokens(text), dates))
+    tokens = read_tokens(text)
+    phrases = list(_phrases(tokens, [match.span() for match in (*DATE.finditer(text), *_TIME.finditer(text))]))
     parts = [part for phrase in phrases for part in (phrase, _behind_of(phrase), _owner(phrase))]
+    places = {token.start: index for index, token in enumerate(tokens)}
     for part in dict.fromkeys([*filter(_says_something, parts), *_lists(text, phrases)]):
+        begin = places[part[0].start]
+        before, behind = tokens[:begin], tokens[begin + len(part) :]
         start, end, word = part[0].start, part[-1].end, question_word(part)
         words = text[start:end]
-        inside = start > 0 and (text[start - 1].isalnum() or text[start - 1] in "'’")  # I'll
-        if len(words.split()) <= _MOST and _is_even(words) and not inside:
-            if (possessive := _POSSESSIVE.match(text, end)) is not None:  # the miller's daughter: whose daughter
-                end, word = possessive.end(), "whose"
-            question = in_place(text, start, end, word)
-            yield Asked("who" if word in ("who", "whose") else "what", question[:1].upper() + question[1:], words)
+        if len(words.split()) > _MOST or not _is_even(words) or not _is_whole(text, part, before, behind):
+            continue
+        if (possessive := _POSSESSIVE.match(text, end)) is not None:  # the miller's daughter: whose daughter
+            end, word = possessive.end(), "whose"
+            following = next((token for token in behind if token.tag != "POS"), None)
+            if following is None or following.tag not in _OWNED:
+                continue  # the mill's closed; it was John's
+        question = capital(in_place(text, start, end, word))
+        if len(question.split()) >= _FEWEST and words.lower() not in question.lower():
+            yield Asked("who" if word in ("who", "whose") else "what", question, words)
 
 
 def in_place(text: str, start: int, end: int, word: str) -> str:
@@ -105,9 +114,22 @@ def _behind_of(phrase: tuple[Token, ...]) -> tuple[Token, ...]:
 
 
 def _owner(phrase: tuple[Token, ...]) -> tuple[Token, ...]:
-    """What stands before an apostrophe; the whole phrase where there is none."""
+    """What stands before an apostrophe, from the last "of" on; the whole phrase where there is none."""
     at = next((index for index, token in enumerate(phrase) if token.tag == "POS"), len(phrase))
-    return _trimmed(phrase[:at]) or phrase
+    return _behind_of(_trimmed(phrase[:at]) or phrase) if at < len(phrase) else phrase
+
+
+def _is_whole(text: str, part: Sequence[Token], before: Sequence[Token], behind: Sequence[Token]) -> bool:
+    """Whether nothing of it was cut off: not O of O'Connor, not €4.2 of €4.2 billion, not Apollo of Apollo 11."""
+    start, end = part[0].start, part[-1].end
+    if start > 0 and (text[start - 1].isalnum() or text[start - 1] in "'’$€£"):
+        return False  # I'll
+    if text[end : end + 1].isalnum() or (text[end : end + 1] in ("'", "’") and _POSSESSIVE.match(text, end) is None):
+        return False
+    if behind and (behind[0].tag == "CD" or behind[0].tag in RELATIVE - {"WDT", "WRB"}) and behind[0].start <= end + 1:
+        return False  # "the man who lived": who who lived
+    number_before = before and before[-1].tag == "CD" and before[-1].end >= start - 1
+    return not (number_before and not _TIME.fullmatch(before[-1].text))
 
 
 def _says_something(phrase: Sequence[Token]) -> bool:
