@@ -140,8 +140,8 @@ class _Writer:
     def details_of(self, index: int) -> Iterator[Task]:
         """All that can be asked of a sentence for a detail of it, what is to be asked first before the rest.
 
-        With short answers that is every answer once, before any is asked for in other words; else what people ask and what is cut
-        out by turns, and noun phrases where there is nothing else.
+        With short answers that is every answer once, noun phrases last, before any is asked for in other words; else what people
+        ask and what is cut out by turns.
         """
         sentence = self.sentences[index]
         if not _is_askable(sentence):
@@ -157,7 +157,6 @@ class _Writer:
         self.draw.shuffle(cut_out)
         if self.answers != "short":
             yield from (task for pair in itertools.zip_longest(asked, cut_out) for task in pair if task is not None)
-            yield from self._noun_phrases(sentence)
             return
         again: list[Task] = []
         questions: set[str] = set()
