@@ -79,6 +79,8 @@ def main() -> None:
             adapter = absorb(absorbed, model, config, on_step=tell)
     seconds = time.monotonic() - started if new else adapter.report.seconds
     after = _measure(model, adapter.id, config, document, rows, unrelated, arguments.icl)
+    if arguments.own and adapter.document.text != document.text:
+        raise SystemExit(f"Entry {adapter.id} is of another document; --own asks about the one that was absorbed.")
     if arguments.own:
         tasks = read_tasks_file(Library().path / adapter.id / TASKS_FILE, len(adapter.document.text))
         after |= _measure_own(model, adapter.id, document, rows, tasks, after, arguments.own, arguments.seed)
@@ -215,7 +217,7 @@ def _measure_own(
     asked = [{"question": task.question, "answer": task.answer} for task in drawn]
     measured: dict[str, Any] = {}
     with use_adapter(model, adapter):
-        _measure_way(model, "own", document, [row | {"evidence": ""} for row in asked], measured)
+        _measure_way(model, "own", document, asked, measured)
     parted: dict[str, list[float]] = {"asked for": [], "not asked for": []}
     for row, said in zip(rows, after["answers"]["closed"], strict=True):
         at = document.text.find(row["evidence"][:_BEGINNING])

@@ -12,7 +12,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from liftlm.config import AnswerForm
@@ -62,18 +62,15 @@ def write_extractive_tasks(text: str, per_sentence: int, seed: int = 0, answers:
     writer = _Writer(sentences, draw, language_of(text), answers)
     tasks: list[Task] = []
     every = max(_SENTENCES_BETWEEN_ORDERS if answers == "short" else 1, _BETWEEN_ORDERS // per_sentence)
-    counts = [per_sentence] * len(sentences)
     details: list[list[Task]] = []
-    if writer.clauses is not None and answers == "short":
-        for index in range(len(sentences)):
-            pause()
-            details.append(list(writer.details_of(index)))
-        counts = _allotted(
-            [len(some) if _is_askable(s) else 0 for s, some in zip(sentences, details, strict=True)], per_sentence
-        )
+    for index in range(len(sentences)):
+        pause()
+        details.append(writer.details_of(index))
+    by_details = writer.clauses is not None and answers == "short"
+    counts = _allotted(list(map(len, details)), per_sentence) if by_details else [per_sentence] * len(sentences)
     for index, count in enumerate(counts):
         pause()
-        tasks += writer.tasks_of(index, count, details[index] if details else writer.details_of(index))
+        tasks += writer.tasks_of(index, count, details[index])
         if index % every == every - 1:
             tasks += writer.order()
     return tasks
@@ -117,7 +114,7 @@ class _Writer:
 
     # --- one sentence -------------------------------------------------------------------------------------------------
 
-    def tasks_of(self, index: int, count: int, details: Iterable[Task]) -> list[Task]:
+    def tasks_of(self, index: int, count: int, details: Sequence[Task]) -> list[Task]:
         """`count` different tasks for a sentence: by its phrases, by its details (`details_of`), twice, by its place."""
         sentence = self.sentences[index]
         if not _is_askable(sentence):
@@ -137,27 +134,25 @@ class _Writer:
                 tasks.append(task)
         return tasks
 
-    def details_of(self, index: int) -> Iterator[Task]:
-        """All that can be asked of a sentence for a detail of it, what is to be asked first before the rest.
+    def details_of(self, index: int) -> list[Task]:
+        """All that can be asked of a sentence for a detail of it, what is to be asked first before the rest. In the text's order:
+        what a pronoun stands for is remembered.
 
         With short answers that is every answer once, noun phrases last, before any is asked for in other words; else what people
         ask and what is cut out by turns.
         """
         sentence = self.sentences[index]
         if not _is_askable(sentence):
-            return
-        asked, cut_out, whether = (
-            list(self._asked(sentence)),
-            list(self._details(sentence)),
-            list(self._whether(sentence)),
-        )
+            return []
+        asked, cut_out = list(self._asked(sentence)), list(self._details(sentence))
+        whether = list(self._whether(sentence))
         if self.answers != "short":
             cut_out += whether
         self.draw.shuffle(asked)
         self.draw.shuffle(cut_out)
         if self.answers != "short":
-            yield from (task for pair in itertools.zip_longest(asked, cut_out) for task in pair if task is not None)
-            return
+            return [task for pair in itertools.zip_longest(asked, cut_out) for task in pair if task is not None]
+        first: list[Task] = []
         again: list[Task] = []
         questions: set[str] = set()
         known: set[str] = set()
@@ -165,12 +160,10 @@ class _Writer:
             if task.question in questions:
                 continue
             questions.add(task.question)
-            if task.kind == "yes or no" or _bare(task.answer) in known:
-                again.append(task)
-            else:
-                yield task
+            later = task.kind == "yes or no" or _bare(task.answer) in known
+            (again if later else first).append(task)
             known.add(_bare(task.answer))
-        yield from again
+        return first + again
 
     def _task(self, kind: str, sentence: Sentence, question: str, answer: str | None = None) -> Task:
         answer = sentence.text if answer is None else answer

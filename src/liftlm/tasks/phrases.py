@@ -101,8 +101,7 @@ def _lists(text: str, phrases: Sequence[tuple[Token, ...]]) -> Iterator[tuple[To
         between = text[phrase[-1].end : following[0].start] if following else ""
         if _COMMA.fullmatch(between):
             continue
-        last = _AND.fullmatch(between) is not None
-        if last and following:
+        if following and _AND.fullmatch(between):
             yield run + following
         run = ()
 
