@@ -4,14 +4,15 @@ python benchmarks/recall.py BOOK.txt --lengths 1000 --depths 0.1,0.5,0.9 --confi
 
 Absorbs the haystacks of `lift evaluate needle --together` (or takes them from the library) and prints, of all questions about
 needles: the NLL of the needle's sentence as the answer at its first token, the next three and the others; how many greedy
-answers hold the needle; among how many recited texts it is (by beams); and how often the base model, or the adapter, takes it for
-the best.
+answers hold the needle; among how many recited texts it is (by beams, and by other ways of asking beside the question);
+and how often the base model, or the adapter, takes it for the best.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from liftlm.likelihood import Ranker
 from liftlm.models import Model
 from liftlm.prompts import question_prompt
 from liftlm.reciting import recite
+from liftlm.tasks.rewording import reworded
 
 _PARTS = {"first token": slice(0, 1), "second to fourth": slice(1, 4), "the others": slice(4, None)}
 
@@ -41,6 +43,9 @@ def main() -> None:
     parser.add_argument("--depths", default="0.1,0.5,0.9")
     parser.add_argument("--only", type=int, help="so many of the haystacks")
     parser.add_argument("--beams", default="1,8,16,24,32")
+    parser.add_argument(
+        "--rewordings", default="0", help="ways of asking in the writer's words, tried with each of the beams"
+    )
     parser.add_argument("--config", type=Path)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", type=Path)
@@ -49,8 +54,9 @@ def main() -> None:
     model = load_model(config.model.name, config.model)
     lengths, depths = ([*map(kind, text.split(","))] for kind, text in ((int, given.lengths), (float, given.depths)))
     items = Needles(lengths, depths, together=True).load(given.book)[: given.only]
-    beams = [int(number) for number in given.beams.split(",")]
-    counts: dict[str, int] = defaultdict(int)
+    beams, rewordings = ([int(n) for n in numbers.split(",")] for numbers in (given.beams, given.rewordings))
+    ways = [(number, more) for number in beams for more in rewordings]
+    counts: dict[str, float] = defaultdict(int)
     nlls: dict[str, list[float]] = defaultdict(list)
     for item in items:
         adapter, _ = Library().absorb_once(item.document, model, config)
@@ -64,7 +70,7 @@ def main() -> None:
             with use_adapter(model, adapter.id):
                 for part, values in _by_part(model, item.document.title, question).items():
                     nlls[part] += values
-            _count_recited(model, adapter.id, item.document.title, question, config, beams, counts)
+            _count_recited(model, adapter.id, item.document.title, question, config, ways, counts)
     row = {
         "counts": dict(counts),
         "nll": {part: sum(values) / len(values) for part, values in nlls.items()},
@@ -100,20 +106,25 @@ def _count_recited(
     title: str,
     question: Question,
     config: LiftConfig,
-    beams: list[int],
-    counts: dict[str, int],
+    ways: list[tuple[int, int]],
+    counts: dict[str, float],
 ) -> None:
-    prompt = question_prompt(model.tokenizer, title, question.question)
-    for number in beams:
+    for number, more in ways:
         how = config.answering.recitation.model_copy(update={"beams": number})
+        asked = [question.question, *reworded(question.question, more)]
+        prompt, *others = (question_prompt(model.tokenizer, title, each) for each in asked)
+        began = time.monotonic()
         with use_adapter(model, name):
-            texts = recite(model, prompt, config.answering.model_copy(update={"recitation": how}))
-        counts[f"among what {number} beams recite"] += any(_holds(question, text) for text in texts)
+            texts = recite(model, prompt, config.answering.model_copy(update={"recitation": how}), others)
+        way = f"{number} beams" + (f" and {more} rewordings" if more else "")
+        counts[f"seconds, {way}"] += time.monotonic() - began
+        counts[f"texts of {way}"] += len(texts)
+        counts[f"among what {way} recite"] += any(_holds(question, text) for text in texts)
         for judge, adapter in (("base model", None), ("adapter", name)):
             with use_adapter(model, adapter):
                 nats = Ranker(model, title).relevance(question.question, texts)
             best = texts[max(range(len(texts)), key=nats.__getitem__)]
-            counts[f"the {judge}'s best of {number}"] += _holds(question, best)
+            counts[f"the {judge}'s best of {way}"] += _holds(question, best)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from liftlm.batching import end_tokens
 from liftlm.config import AnsweringConfig
 from liftlm.context import WindowText
 from liftlm.generating import Prompt, generate
+from liftlm.prompts import question_prompt
 from liftlm.reciting import likeliest_beginnings, recite
+from liftlm.tasks.rewording import reworded
 
 TEXT = (
     "The bell of the old town rang on the lake. The ferryman counted forty-one silver marks in the snow. Nobody came."
@@ -85,6 +87,17 @@ def test_each_is_followed_greedily(family: str, tmp_path: Path) -> None:
     assert alone == " ".join(greedy.text.split())
 
 
+def test_the_same_question_in_other_words_adds_a_few_texts(tiny_model: Any) -> None:
+    prompt, other = prompt_of(tiny_model), tiny_model.encode("What is said about the bell? Answer:")
+    settings = reciting(beams=4, beginning_tokens=2, rest_tokens=6)
+    expected = [
+        *recite(tiny_model, prompt, settings),
+        *recite(tiny_model, other, reciting(beams=3, beginning_tokens=2, rest_tokens=6)),
+    ]
+    assert recite(tiny_model, prompt, settings, [other]) == list(dict.fromkeys(expected))
+    assert len(set(expected)) > 4
+
+
 def test_the_window_shows_what_was_recited_and_nothing_of_the_text() -> None:
     def characters(text: str) -> list[int]:
         return [ord(character) for character in text]
@@ -129,3 +142,29 @@ def test_answers_come_from_the_adapter_alone(tiny_model: Any) -> None:
     assert given.context_tokens > 0 and given.sources
     base = answer(tiny_model, None, "Who counted?", document=other, config=config)
     assert base.method == "recite" and base.sources != given.sources
+
+
+def test_an_answer_recites_after_rewordings_too(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def recited(model: Any, prompt: Any, settings: Any, others: Any) -> list[str]:
+        asked.extend([prompt, *others])
+        return ["The ferryman counted."]
+
+    monkeypatch.setattr("liftlm.answering.recite", recited)
+    for rewordings in (0, 2):
+        wanted = [
+            "answering.context=recite",
+            "answering.max_new_tokens=4",
+            f"answering.recitation.rewordings={rewordings}",
+        ]
+        answer(
+            tiny_model,
+            None,
+            "Who counted silver marks?",
+            document=Document("bell", TEXT),
+            config=load_config(None, wanted),
+        )
+    questions = ["Who counted silver marks?"] * 2 + reworded("Who counted silver marks?", 2)
+    assert asked == [question_prompt(tiny_model.tokenizer, "bell", question) for question in questions]
+    assert len(questions) == 4

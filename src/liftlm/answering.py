@@ -20,6 +20,7 @@ from liftlm.likelihood import Ranker
 from liftlm.models import Model
 from liftlm.prompts import question_prompt, question_wording
 from liftlm.reciting import recite
+from liftlm.tasks.rewording import reworded
 from liftlm.windows import FilledWindow, fill_window
 
 Method = Literal["closed-book", "icl", "rag", "recite", "lift", "lift+icl", "lift+rag", "lift+recite"]
@@ -190,9 +191,10 @@ def window_text(
             return ranker.relevance(question, texts)
 
     def recited(question: str) -> list[str]:
-        prompt = question_prompt(model.tokenizer, document.title, question)
+        asked = [question, *reworded(question, settings.recitation.rewordings)]
+        prompt, *others = (question_prompt(model.tokenizer, document.title, each) for each in asked)
         with use_adapter(model, name):
-            return recite(model, prompt, settings)
+            return recite(model, prompt, settings, others)
 
     return WindowText(document.text, model.encode, settings, rerank, recited, middle)
 

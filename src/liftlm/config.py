@@ -178,6 +178,8 @@ class RecitationConfig(_Branch):
     """What the model says by heart for `answering.context=recite`; what of it is shown is chosen as `retrieval` says."""
 
     beams: _Whole = Field(default=16, ge=1)  # answers that are begun, the likeliest by a beam search
+    # so many ways of asking for what the question names in the extractive writer's words, three more answers each
+    rewordings: _Whole = Field(default=0, ge=0)
     beginning_tokens: _Whole = Field(default=6, ge=1)  # of each; the rest is greedy
     rest_tokens: _Whole = Field(default=64, ge=1)
 

@@ -20,18 +20,28 @@ from liftlm.generating import Prompt, generate
 from liftlm.models import Model
 
 _BRANCHES = 8  # ways on from one beginning that are looked at
+_BEAMS_OF_OTHERS = 3
 
 
-def recite(model: Model, prompt: Sequence[int], settings: AnsweringConfig) -> list[str]:
-    """At most `recitation.beams` different texts, the one with the likeliest beginning first, by the adapter that is on."""
+def recite(
+    model: Model, prompt: Sequence[int], settings: AnsweringConfig, others: Sequence[Sequence[int]] = ()
+) -> list[str]:
+    """Different texts by the adapter that is on: at most `recitation.beams` after the prompt, the likeliest beginning first.
+
+    others: prompts with the same question in other words, after each of which a few more are begun.
+    """
     how = settings.recitation
-    begun = likeliest_beginnings(model, prompt, how.beams, how.beginning_tokens)
+    begun = [
+        (each, tokens)
+        for each, beams in ((prompt, how.beams), *((other, _BEAMS_OF_OTHERS) for other in others))
+        for tokens in likeliest_beginnings(model, each, beams, how.beginning_tokens)
+    ]
     ends = end_tokens(model)
-    open_ones = [index for index, tokens in enumerate(begun) if tokens[-1] not in ends]
-    prompts = [Prompt([*prompt, *begun[index]], group="recited") for index in open_ones]
+    open_ones = [index for index, (_, tokens) in enumerate(begun) if tokens[-1] not in ends]
+    prompts = [Prompt([*begun[index][0], *begun[index][1]], group="recited") for index in open_ones]
     greedy = settings.model_copy(update={"temperature": 0.0, "max_new_tokens": how.rest_tokens})
     rest = {open_ones[told.index]: told.ids for told in generate(model, prompts, greedy, seed=0, merged=False)}
-    whole = [[*(t for t in tokens if t not in ends), *rest.get(index, ())] for index, tokens in enumerate(begun)]
+    whole = [[*(t for t in tokens if t not in ends), *rest.get(index, ())] for index, (_, tokens) in enumerate(begun)]
     texts = [" ".join(model.decode(tokens).split()) for tokens in whole]
     return list(dict.fromkeys(text for text in texts if text))
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from liftlm.tasks.scripts import Language, telling_runs
+
 Kind = Literal["who", "where", "when", "how many"]
 
 # English function words; in any language, words of more than every twelfth sentence are counted among them
@@ -29,6 +31,8 @@ FUNCTION_WORDS = frozenset(
 # vowel signs and accents that are characters of their own: parts of words, though \w does not match them
 ACCENTS = "".join(chr(code) for code in range(0x300, 0x3100) if unicodedata.category(chr(code)).startswith("M"))
 WORD = re.compile(rf"[\w{ACCENTS}]+(?:['’.-][\w{ACCENTS}]+)*")
+_BREAK = re.compile(rf"[^\w\s'’.{ACCENTS}-]|\.\s|--|—|–")  # no phrase goes across
+_MOST_OF_A_PHRASE = 4  # words
 _NUMBER_WORDS = (
     "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|"
     "thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|dozen"
@@ -64,6 +68,24 @@ class Detail:
     start: int
     end: int
     unit: str = ""
+
+
+def telling_phrases(text: str, language: Language, dull: frozenset[str]) -> list[str]:
+    """Different runs of telling words, in the text's order; without blanks between words what is nearest to words."""
+    phrases: dict[str, None] = {}
+    for piece in _BREAK.split(text):
+        if language != "en":
+            phrases |= dict.fromkeys(word for word in telling_runs(piece, language) if word.lower() not in dull)
+            continue
+        run: list[str] = []
+        for word in [*WORD.findall(piece), ""]:
+            if word and word.lower() not in dull:
+                run.append(word)
+                continue
+            while run:
+                part, run = run[:_MOST_OF_A_PHRASE], run[_MOST_OF_A_PHRASE:]
+                phrases[" ".join(part)] = None
+    return list(phrases)
 
 
 def find_details(text: str, names: set[str], dull: frozenset[str]) -> Iterator[Detail]:

@@ -19,7 +19,6 @@ from liftlm.config import AnswerForm
 from liftlm.pauses import pause
 from liftlm.tasks.clause_questions import ClauseReader
 from liftlm.tasks.details import (
-    ACCENTS,
     CAPITALISED,
     CJK_DATE,
     DATE,
@@ -29,6 +28,7 @@ from liftlm.tasks.details import (
     Detail,
     capital,
     find_details,
+    telling_phrases,
 )
 from liftlm.tasks.phrases import ask_phrases, in_place
 from liftlm.tasks.scripts import Language, language_of, telling_runs, word_count
@@ -37,7 +37,6 @@ from liftlm.tasks.task import Task
 from liftlm.tasks.wordings import wordings_for
 
 WRITER_VERSION = 3  # raise it where the same text gets other tasks: what was absorbed with others is another adapter
-_BREAK = re.compile(rf"[^\w\s'’.{ACCENTS}-]|\.\s|--|—|–")  # no phrase goes across
 _YEAR_ALONE = re.compile(rf"(?<![\d,.])({YEAR})(?!\d|,\d)")
 _SHORTEST = 4  # words
 _LONGEST_STATEMENT = 24  # words
@@ -202,24 +201,13 @@ class _Writer:
 
     def _phrases(self, text: str) -> list[str]:
         """Runs of telling words, the rarest in the document first."""
-        phrases: dict[str, float] = {}
-        for piece in _BREAK.split(text):
-            run: list[str] = []
-            if self.language != "en":
-                for word in telling_runs(piece, self.language):
-                    if word.lower() not in self.dull:
-                        rare = math.log(len(self.sentences) / self.frequency[word.lower()] + 1)
-                        phrases.setdefault(word, rare + 0.1 * len(word))
-                continue
-            for word in [*WORD.findall(piece), ""]:
-                if word and word.lower() not in self.dull:
-                    run.append(word)
-                    continue
-                while run:
-                    part, run = run[:4], run[4:]
-                    rarity = [math.log(len(self.sentences) / self.frequency[w.lower()] + 1) for w in part]
-                    phrases.setdefault(" ".join(part), max(rarity) + 0.3 * len(part))
-        return sorted(phrases, key=lambda phrase: -phrases[phrase])
+        return sorted(telling_phrases(text, self.language, self.dull), key=lambda phrase: -self._weight(phrase))
+
+    def _weight(self, phrase: str) -> float:
+        """Of its rarest word, and a little for its length."""
+        words = phrase.split(" ") if self.language == "en" else [phrase]
+        rarity = [math.log(len(self.sentences) / self.frequency[word.lower()] + 1) for word in words]
+        return max(rarity) + (0.3 * len(words) if self.language == "en" else 0.1 * len(phrase))
 
     def _asked(self, sentence: Sentence) -> Iterator[Task]:
         """who, what, where, when, how many, why: as people ask, where the sentence's clauses are plain."""
