@@ -21,7 +21,7 @@ import torch
 
 from liftlm import Library, LiftConfig, load_config, load_model
 from liftlm.adapters import use_adapter
-from liftlm.answering import answer_all
+from liftlm.answering import answer_all, recite_about
 from liftlm.devices import describe_machine
 from liftlm.evaluation import metrics
 from liftlm.evaluation.benchmark import Question
@@ -29,9 +29,6 @@ from liftlm.evaluation.needles import Needles
 from liftlm.examples import NO_LOSS, answer_example
 from liftlm.likelihood import Ranker
 from liftlm.models import Model
-from liftlm.prompts import question_prompt
-from liftlm.reciting import recite
-from liftlm.tasks.rewording import reworded
 
 _PARTS = {"first token": slice(0, 1), "second to fourth": slice(1, 4), "the others": slice(4, None)}
 
@@ -110,12 +107,11 @@ def _count_recited(
     counts: dict[str, float],
 ) -> None:
     for number, more in ways:
-        how = config.answering.recitation.model_copy(update={"beams": number})
-        asked = [question.question, *reworded(question.question, more)]
-        prompt, *others = (question_prompt(model.tokenizer, title, each) for each in asked)
+        how = config.answering.recitation.model_copy(update={"beams": number, "rewordings": more})
+        settings = config.answering.model_copy(update={"recitation": how})
         began = time.monotonic()
         with use_adapter(model, name):
-            texts = recite(model, prompt, config.answering.model_copy(update={"recitation": how}), others)
+            texts = recite_about(model, title, question.question, settings)
         way = f"{number} beams" + (f" and {more} rewordings" if more else "")
         counts[f"seconds, {way}"] += time.monotonic() - began
         counts[f"texts of {way}"] += len(texts)

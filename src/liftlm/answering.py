@@ -191,12 +191,17 @@ def window_text(
             return ranker.relevance(question, texts)
 
     def recited(question: str) -> list[str]:
-        asked = [question, *reworded(question, settings.recitation.rewordings)]
-        prompt, *others = (question_prompt(model.tokenizer, document.title, each) for each in asked)
         with use_adapter(model, name):
-            return recite(model, prompt, settings, others)
+            return recite_about(model, document.title, question, settings)
 
     return WindowText(document.text, model.encode, settings, rerank, recited, middle)
+
+
+def recite_about(model: Model, title: str, question: str, settings: AnsweringConfig) -> list[str]:
+    """What the adapter that is on says by heart to the question, and to as many rewordings of it as `recitation` asks for."""
+    asked = [question, *reworded(question, settings.recitation.rewordings)]
+    prompt, *others = (question_prompt(model.tokenizer, title, each) for each in asked)
+    return recite(model, prompt, settings, others)
 
 
 def fill_question(
